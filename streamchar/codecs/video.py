@@ -1,0 +1,261 @@
+"""Our small causal video VAE (`toon`): 4x in time, 32x in space at 256x256, 48 channels.
+
+Groups of four frames are the unit: the first frame of a clip is a group of its own (repeated four times, the
+Wan first-frame rule), then four frames each. A group's frames are stacked in the channels, so everything but two
+cheap mixers per half works on one latent's time; the mixers look back over `HISTORY` latents and never ahead.
+Norms are per pixel, so neither the chunk's length nor the picture's size changes what a pixel sees.
+
+Shape letters: B batch, C channels, T RGB frames, K latents in time, N = B K, H and W height and width
+(lower case in the latent), F = 4 frames of a group.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from streamchar import clock
+from streamchar.codecs.component import load_component, save_component
+from streamchar.config.model import VideoCodecConfig
+from streamchar.errors import ConfigError, InputError
+
+HISTORY = 2  # latents before the present one that a time mixer sees
+MIXED_LEVELS = 2  # the coarsest levels, where the time mixers stand
+GROUP_CHANNELS = clock.VIDEO_STRIDE * 3
+
+
+class PixelNorm(nn.Module):
+    """RMS norm over the channels of each pixel, with a learned gain; statistics in float32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+        y_NHWC = F.rms_norm(x_NHWC, (x_NHWC.shape[-1],), self.gain.to(x_NHWC.dtype), eps=1e-5)
+        return y_NHWC.permute(0, 3, 1, 2)
+
+
+class Residual(nn.Module):
+    """x + 1x1(SiLU(3x3(norm(x)))) with half the channels inside; zero at initialisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.inward = nn.Conv2d(channels, channels // 2, 3, padding=1)
+        self.outward = nn.Conv2d(channels // 2, channels, 1)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW + self.outward(F.silu(self.inward(self.norm(x_NCHW))))
+
+
+class TimeMixer(nn.Module):
+    """A causal residual over latents: each pixel sees itself now and `HISTORY` latents back.
+
+    Before the clip's start the first latent stands for the past, so that a still picture has constant latents.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.inward = nn.Conv2d(channels * (1 + HISTORY), channels // 2, 1)
+        self.outward = nn.Conv2d(channels // 2, channels, 1)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, x_NCHW: Tensor, latents: int) -> Tensor:
+        y_BKCHW = self.norm(x_NCHW).unflatten(0, (-1, latents))
+        past = [y_BKCHW]
+        for _ in range(HISTORY):
+            past.append(torch.cat([past[-1][:, :1], past[-1][:, :-1]], dim=1))
+        seen_NCHW = torch.cat(past, dim=2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return x_NCHW + self.outward(F.silu(self.inward(seen_NCHW)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, with a time mixer in front at the coarse ones."""
+
+    def __init__(self, channels: int, blocks: int, mixed: bool) -> None:
+        super().__init__()
+        self.mixer = TimeMixer(channels) if mixed else None
+        self.blocks = nn.Sequential(*(Residual(channels) for _ in range(blocks)))
+
+    def forward(self, x_NCHW: Tensor, latents: int) -> Tensor:
+        if self.mixer is not None:
+            x_NCHW = self.mixer(x_NCHW, latents)
+        return self.blocks(x_NCHW)
+
+
+class Encoder(nn.Module):
+    """Space-to-depth linear maps with residual levels between; linear at initialisation."""
+
+    def __init__(self, config: VideoCodecConfig, patch: int) -> None:
+        super().__init__()
+        widths = config.widths
+        last = len(widths) - 1
+        self.stem = nn.Conv2d(GROUP_CHANNELS * patch * patch, widths[0], 1)
+        self.levels = nn.ModuleList(
+            Level(width, count, mixed=last - i < MIXED_LEVELS)
+            for i, (width, count) in enumerate(zip(widths, config.blocks, strict=True))
+        )
+        self.downs = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in zip(widths, widths[1:], strict=False)
+        )
+        self.head = nn.Conv2d(widths[-1], config.latent_channels, 1)
+
+    def forward(self, x_NCHW: Tensor, latents: int) -> Tensor:
+        x_NCHW = self.stem(x_NCHW)
+        for i, level in enumerate(self.levels):
+            x_NCHW = level(self.downs[i - 1](x_NCHW) if i else x_NCHW, latents)
+        return self.head(x_NCHW)
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored: linear depth-to-space maps with residual levels between."""
+
+    def __init__(self, config: VideoCodecConfig, patch: int) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        self.stem = nn.Conv2d(config.latent_channels, widths[0], 1)
+        self.levels = nn.ModuleList(
+            Level(width, count, mixed=i < MIXED_LEVELS)
+            for i, (width, count) in enumerate(zip(widths, config.blocks[::-1], strict=True))
+        )
+        self.ups = nn.ModuleList(
+            nn.Conv2d(coarse, fine * 4, 1) for coarse, fine in zip(widths, widths[1:], strict=False)
+        )
+        self.head = nn.Conv2d(widths[-1], GROUP_CHANNELS * patch * patch, 1)
+
+    def forward(self, x_NCHW: Tensor, latents: int) -> Tensor:
+        x_NCHW = self.stem(x_NCHW)
+        for i, level in enumerate(self.levels):
+            x_NCHW = level(F.pixel_shuffle(self.ups[i - 1](x_NCHW), 2) if i else x_NCHW, latents)
+        return self.head(x_NCHW)
+
+
+class ToonVideoCodec(nn.Module):
+    """Causal video VAE for the cartoon world; implements `types.VideoCodec`.
+
+    `encode` and `decode` speak normalised latents: one mean per channel and ONE scale for all of them, so that the
+    variance stays where the energy is. `analyse` and `synthesise` are the raw halves that training uses.
+    """
+
+    temporal_stride = clock.VIDEO_STRIDE
+
+    mean_C: Tensor
+    scale: Tensor
+
+    def __init__(self, config: VideoCodecConfig) -> None:
+        super().__init__()
+        halvings = len(config.widths) - 1
+        if config.family != "toon" or not config.widths or len(config.widths) != len(config.blocks):
+            raise ConfigError(
+                'ToonVideoCodec needs family "toon" and as many blocks as widths, got '
+                f"{config.family!r}, widths {config.widths}, blocks {config.blocks}"
+            )
+        if config.spatial_stride % 2**halvings:
+            raise ConfigError(
+                f"spatial_stride must be a multiple of {2**halvings} with {len(config.widths)} widths, "
+                f"got {config.spatial_stride}"
+            )
+        self.config = config
+        self.latent_channels = config.latent_channels
+        self.spatial_stride = config.spatial_stride
+        self.patch = config.spatial_stride // 2**halvings
+        self.encoder = Encoder(config, self.patch)
+        self.decoder = Decoder(config, self.patch)
+        self.register_buffer("mean_C", torch.zeros(config.latent_channels))
+        self.register_buffer("scale", torch.ones(()))
+        self.to(memory_format=torch.channels_last)
+
+    def analyse(self, frames_BCTHW: Tensor) -> Tensor:
+        """(B, 3, 1+4k, H, W) in [-1, 1] -> raw latents (B, C, 1+k, H/s, W/s)."""
+        self._check_frames(frames_BCTHW)
+        first = frames_BCTHW[:, :, :1]
+        groups = torch.cat([first.expand(-1, -1, clock.VIDEO_STRIDE - 1, -1, -1), frames_BCTHW], dim=2)
+        latents = groups.shape[2] // clock.VIDEO_STRIDE
+        x_NCHW = rearrange(
+            groups, "b c (k f) (h p) (w q) -> (b k) (f c p q) h w", f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch
+        ).contiguous(memory_format=torch.channels_last)
+        return rearrange(self.encoder(x_NCHW, latents), "(b k) c h w -> b c k h w", k=latents)
+
+    def synthesise(self, latents_BCKHW: Tensor) -> Tensor:
+        """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped."""
+        if latents_BCKHW.ndim != 5 or latents_BCKHW.shape[1] != self.latent_channels:
+            raise InputError(
+                f"latents must be (B, {self.latent_channels}, 1+k, h, w), got {tuple(latents_BCKHW.shape)}"
+            )
+        latents = latents_BCKHW.shape[2]
+        x_NCHW = rearrange(latents_BCKHW, "b c k h w -> (b k) c h w").contiguous(memory_format=torch.channels_last)
+        frames = rearrange(
+            self.decoder(x_NCHW, latents),
+            "(b k) (f c p q) h w -> b c (k f) (h p) (w q)",
+            k=latents, f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
+        )
+        return frames[:, :, clock.VIDEO_STRIDE - 1 :]  # of the first group only its last frame exists
+
+    @torch.no_grad()
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """(B, 3, 1+4k, H, W) in [-1, 1] -> normalised latents (B, C, 1+k, H/s, W/s) in float32."""
+        raw = self.analyse(frames_BCTHW.to(self.encoder.stem.weight.dtype)).float()
+        return (raw - self.mean_C.float()[:, None, None, None]) / self.scale.float()
+
+    @torch.no_grad()
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]."""
+        raw = latents_BCTHW.float() * self.scale.float() + self.mean_C.float()[:, None, None, None]
+        return self.synthesise(raw.to(self.decoder.stem.weight.dtype)).float().clamp_(-1, 1)
+
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors; `dtype` narrows the stored parameters."""
+        save_component(self, self.config, Path(folder), dtype)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> ToonVideoCodec:
+        """Read a folder written by `save`, in float32 and evaluation mode."""
+        return load_component(cls, VideoCodecConfig, Path(folder)).requires_grad_(False)
+
+    def _check_frames(self, frames_BCTHW: Tensor) -> None:
+        shape, stride = tuple(frames_BCTHW.shape), self.spatial_stride
+        if len(shape) != 5 or shape[1] != 3:
+            raise InputError(f"frames must be (B, 3, T, H, W), got {shape}")
+        if shape[2] % clock.VIDEO_STRIDE != 1:
+            low = (shape[2] - 1) // clock.VIDEO_STRIDE * clock.VIDEO_STRIDE + 1
+            raise InputError(
+                f"a clip must have 1 + 4 k frames (first-frame rule), got {shape[2]}; "
+                f"nearest: {max(low, 1)} or {low + clock.VIDEO_STRIDE}"
+            )
+        if shape[3] % stride or shape[4] % stride:
+            raise InputError(f"height and width must be multiples of {stride}, got {shape[3]}x{shape[4]}")
+
+
+def _orthogonal(conv: nn.Conv2d, gain: float = 1.0) -> None:
+    """Rows (or columns) orthonormal, so that a linear map neither grows nor shrinks its input."""
+    rows = torch.empty(conv.weight.shape[0], conv.weight[0].numel())
+    nn.init.orthogonal_(rows, gain)
+    with torch.no_grad():
+        conv.weight.copy_(rows.view(conv.weight.shape))
+        conv.bias.zero_()  # type: ignore[union-attr]
+
+
+def mirror_linear_path(codec: ToonVideoCodec) -> None:
+    """Initialise the linear path orthonormally, with the decoder the transpose of the encoder.
+
+    With the residuals zero, the codec then starts as a projection of the picture rather than as noise.
+    """
+    encoder, decoder = codec.encoder, codec.decoder
+    for conv in (encoder.stem, *encoder.downs, encoder.head):
+        _orthogonal(conv)  # type: ignore[arg-type]
+    pairs = [(encoder.head, decoder.stem), *zip(encoder.downs, list(decoder.ups)[::-1], strict=True)]
+    with torch.no_grad():
+        for forward, backward in [*pairs, (encoder.stem, decoder.head)]:
+            # (out, in, k, k) -> rows (in k k) by columns out: the order in which pixel_shuffle reads channels
+            backward.weight.copy_(rearrange(forward.weight, "o i p q -> (i p q) o 1 1"))  # type: ignore[operator]
+            nn.init.zeros_(backward.bias)  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""Raw clips of the cartoon world on disk, for the video codec: one chunk (33 frames) a clip.
+
+A shard is a pair of npy files: `frames-0000.npy` (N, 33, 3, H, W) uint8 and `boxes-0000.npy` (N, 33, B, 4) float32,
+boxes as left, top, right, bottom in fractions of the picture (mouth first, then the eyes).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.errors import DataError
+
+log = logging.getLogger(__name__)
+
+BOX_WEIGHT = 3.0  # added to a pixel's weight inside a box: mouth and eyes count four times
+
+
+def write_shard(folder: Path, index: int, frames_NTCHW: np.ndarray, boxes_NTB4: np.ndarray) -> None:
+    """Write one shard."""
+    if frames_NTCHW.dtype != np.uint8 or frames_NTCHW.shape[1] != clock.FRAMES_PER_CHUNK:
+        raise DataError(f"frames must be (N, 33, 3, H, W) uint8, got {frames_NTCHW.shape} {frames_NTCHW.dtype}")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"boxes-{index:04d}.npy", boxes_NTB4.astype(np.float32))
+    np.save(folder / f"frames-{index:04d}.npy", frames_NTCHW)
+
+
+def weight_map(boxes_TB4: np.ndarray, size: int) -> Tensor:
+    """(T, H, W) weights: 1, and 4 inside any box."""
+    weight_THW = torch.ones(len(boxes_TB4), size, size)
+    for t, boxes in enumerate(boxes_TB4):
+        for left, top, right, bottom in np.clip(np.rint(boxes * size), 0, size).astype(int):
+            weight_THW[t, top:bottom, left:right] = 1 + BOX_WEIGHT
+    return weight_THW
+
+
+class ClipShards:
+    """All shards of a folder, memory-mapped, with random crops as an endless iterator."""
+
+    def __init__(self, folder: Path | str) -> None:
+        paths = sorted(Path(folder).glob("frames-*.npy"))
+        self.frames = [np.load(path, mmap_mode="r") for path in paths]
+        self.boxes = [np.load(path.with_name(path.name.replace("frames", "boxes"))) for path in paths]
+        self.clips = [(s, i) for s, shard in enumerate(self.frames) for i in range(len(shard))]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the pictures in pixels."""
+        return self.frames[0].shape[-1]
+
+    def clip(self, index: int) -> tuple[Tensor, np.ndarray]:
+        """Clip `index`: (33, 3, H, W) uint8 and its boxes (33, B, 4)."""
+        shard, row = self.clips[index]
+        return torch.from_numpy(np.array(self.frames[shard][row])), self.boxes[shard][row]
+
+    def batches(
+        self, batch: int, groups: int, crop: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless (B, 3, 1 + 4 groups, crop, crop) in [-1, 1] with weights (B, 1 + 4 groups, crop, crop).
+
+        Half of the crops hold the mouth, half lie anywhere; half are mirrored.
+        """
+        while True:
+            samples = [self._crop(groups, crop, generator) for _ in range(batch)]
+            yield torch.stack([frames for frames, _ in samples]), torch.stack([weight for _, weight in samples])
+
+    def _crop(self, groups: int, crop: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        def draw(end: int) -> int:
+            return int(torch.randint(end, (), generator=generator))
+
+        shard, row = self.clips[draw(len(self.clips))]
+        length = 1 + clock.VIDEO_STRIDE * groups
+        start = draw(clock.FRAMES_PER_CHUNK - length + 1)
+        boxes = self.boxes[shard][row][start : start + length]
+        room = self.size - crop
+        top, left = draw(room + 1), draw(room + 1)
+        if draw(2):
+            x0, y0, x1, y1 = boxes[0, 0] * self.size
+            left = int(np.clip((x0 + x1) / 2 - crop * (0.25 + 0.5 * draw(100) / 100), 0, room))
+            top = int(np.clip((y0 + y1) / 2 - crop * (0.25 + 0.5 * draw(100) / 100), 0, room))
+        window = (slice(start, start + length), slice(None), slice(top, top + crop), slice(left, left + crop))
+        frames = torch.from_numpy(np.array(self.frames[shard][row][window])).float().div_(127.5).sub_(1)
+        weight = weight_map(boxes, self.size)[:, top : top + crop, left : left + crop]
+        if draw(2):
+            frames, weight = frames.flip(-1), weight.flip(-1)
+        return frames.transpose(0, 1), weight

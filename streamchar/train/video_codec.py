@@ -1,0 +1,230 @@
+"""Training of the small video codec (`codecs/video.py`) on clips of `video_clips.py`.
+
+Latents are power-constrained: in training they are divided by their own overall root mean square and disturbed by
+white noise of a fixed relative size. The codec then has to spend its one budget of variance where the picture needs
+it, and nearby latents have to decode to nearby pictures: what a diffusion model wants, without a KL term to tune.
+
+Shape letters as in `codecs/video.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streamchar.codecs.video import ToonVideoCodec, mirror_linear_path
+from streamchar.config.model import VideoCodecConfig
+from streamchar.config.presets import toon
+from streamchar.errors import DataError, StateError
+from streamchar.train.video_clips import ClipShards
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoCodecTraining:
+    """How to train; `minutes` of wall time drive the schedule, as the machine is shared."""
+
+    minutes: float
+    batch: int = 8
+    groups: int = 2
+    """Groups of four frames after the first frame of each training clip."""
+    crop: int = 128
+    rate: float = 2e-3
+    warmup_steps: int = 60
+    noise: float = 0.12
+    """Size of the noise on the latents, relative to their root mean square."""
+    ema: float = 0.995
+    decoder_only: bool = False
+    """Freeze encoder, mean and scale: latents that others have stored stay valid."""
+    seed: int = 0
+
+
+def reconstruction_loss(error_BCTHW: Tensor, weight_BTHW: Tensor) -> Tensor:
+    """Weighted error of pixels, of three coarser scales, of edges and of changes in time.
+
+    `weight_BTHW` has a mean of about 1 and is greater where people look (mouth and eyes).
+    """
+    weight = (weight_BTHW / weight_BTHW.mean()).unsqueeze(1)
+    charbonnier = (error_BCTHW.square() + 1e-4).sqrt()
+    loss = (charbonnier * weight).mean() + (error_BCTHW.square() * weight).mean()
+    flat = error_BCTHW.transpose(1, 2).flatten(0, 1)
+    flat_weight = weight.transpose(1, 2).flatten(0, 1)
+    loss = loss + 0.5 * ((flat[..., 1:] - flat[..., :-1]).abs() * flat_weight[..., 1:]).mean()
+    loss = loss + 0.5 * ((flat[..., 1:, :] - flat[..., :-1, :]).abs() * flat_weight[..., 1:, :]).mean()
+    for _ in range(3):
+        flat = F.avg_pool2d(flat, 2)
+        loss = loss + 0.5 * flat.abs().mean()
+    if error_BCTHW.shape[2] > 1:
+        loss = loss + 0.25 * ((error_BCTHW[:, :, 1:] - error_BCTHW[:, :, :-1]).abs() * weight[:, :, 1:]).mean()
+    return loss
+
+
+class Trainer:
+    """One run: model, its moving average, optimiser and elapsed time."""
+
+    def __init__(self, codec: ToonVideoCodec, settings: VideoCodecTraining) -> None:
+        self.codec, self.settings = codec, settings
+        self.average = copy.deepcopy(codec).requires_grad_(False)
+        codec.requires_grad_(True).train()
+        codec.encoder.requires_grad_(not settings.decoder_only)
+        self.parameters = {name: p for name, p in codec.named_parameters() if p.requires_grad}
+        flat = [p for p in self.parameters.values() if p.ndim == 1]
+        matrices = [p for p in self.parameters.values() if p.ndim > 1]
+        groups = [{"params": matrices, "weight_decay": 1e-3}, {"params": flat, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.97), eps=1e-7)
+        self.step, self.elapsed = 0, 0.0
+
+    def rate(self) -> float:
+        """Warm-up by steps, then a cosine over the run's wall time down to 2 %."""
+        progress = min(1.0, self.elapsed / (60 * self.settings.minutes))
+        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.settings.rate * cosine * min(1.0, (self.step + 1) / self.settings.warmup_steps)
+
+    def loss(self, frames_BCTHW: Tensor, weight_BTHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Reconstruction through the noisy latent (frames in [-1, 1])."""
+        noise_of = self.settings.noise
+        with torch.autocast(frames_BCTHW.device.type, torch.bfloat16):
+            if self.settings.decoder_only:
+                with torch.no_grad():
+                    raw = self.codec.analyse(frames_BCTHW)
+                sigma = noise_of * self.codec.scale
+            else:
+                raw = self.codec.analyse(frames_BCTHW)
+                raw = raw.float() / raw.float().square().mean().sqrt()
+                sigma = torch.tensor(noise_of)
+            eps = torch.randn(raw.shape, generator=generator)
+            # a tenth of the clips stays clean, so that the decoder is at its best on exact latents too
+            keep = (torch.rand(raw.shape[0], 1, 1, 1, 1, generator=generator) > 0.1).float()
+            out = self.codec.synthesise(raw + sigma * keep * eps)
+        return reconstruction_loss(out.float() - frames_BCTHW, weight_BTHW)
+
+    def update(self, frames_BCTHW: Tensor, weight_BTHW: Tensor, generator: torch.Generator) -> float:
+        """One optimiser step; returns the loss."""
+        started = time.monotonic()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        loss = self.loss(frames_BCTHW, weight_BTHW, generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 0.5)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.settings.ema, self.step / (self.step + 20))
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.codec.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        self.elapsed += time.monotonic() - started
+        return loss.item()
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterator[tuple[Tensor, Tensor]], count: int) -> None:
+        """Fix the average's mean per channel and its ONE scale from `count` batches of the data.
+
+        The decoder was trained on latents of root mean square 1; the factor that brings them there is folded into
+        the encoder's last layer first, so that raw latents at inference are those of training.
+        """
+        codec = self.average
+        if self.settings.decoder_only:
+            return
+        codec.mean_C.zero_()
+        codec.scale.fill_(1.0)
+        raw = torch.cat([codec.analyse(next(batches)[0]).transpose(0, 1).flatten(1) for _ in range(count)], dim=1)
+        size = raw.square().mean().sqrt()
+        codec.encoder.head.weight.div_(size)
+        codec.encoder.head.bias.div_(size)  # type: ignore[union-attr]
+        raw = raw / size
+        codec.mean_C.copy_(raw.mean(dim=1))
+        codec.scale.copy_((raw - raw.mean(dim=1, keepdim=True)).square().mean().sqrt())
+
+    def save(self, folder: Path) -> None:
+        """Training state, next to the weights that `average.save` writes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Tensor] = {}
+        for prefix, module in (("model", self.codec), ("average", self.average)):
+            state |= {f"{prefix}.{name}": value.clone() for name, value in module.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                state[f"optimiser.{key}.{name}"] = value.clone()
+        state = {name: value.contiguous() for name, value in state.items()}
+        save_file(state, folder / "training.safetensors")
+        record = {"step": self.step, "elapsed": self.elapsed, "settings": asdict(self.settings)}
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Continue from `save`."""
+        try:
+            state = load_file(folder / "training.safetensors")
+            record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StateError(f"cannot resume from {folder}: {error}; train without resume first") from None
+        for prefix, module in (("model", self.codec), ("average", self.average)):
+            module.load_state_dict({name: state[f"{prefix}.{name}"] for name in module.state_dict()})
+        for name, parameter in self.parameters.items():
+            own = {key: state.get(f"optimiser.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimiser.state[parameter] = {key: value for key, value in own.items() if value is not None}
+        self.step, self.elapsed = record["step"], record["elapsed"]
+
+
+def train_video_codec(
+    data: Path,
+    out: Path,
+    minutes: float,
+    resume: bool = False,
+    *,
+    settings: VideoCodecTraining | None = None,
+    config: VideoCodecConfig | None = None,
+    start: Path | None = None,
+) -> ToonVideoCodec:
+    """Train on the shards in `data` for `minutes` and write the codec (moving average) to `out`.
+
+    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`.
+    """
+    settings = settings or VideoCodecTraining(minutes=minutes)
+    torch.manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    shards = ClipShards(data)
+    if not len(shards):
+        raise DataError(f"no clips in {data}; render them first (render_clips)")
+    if start is not None:
+        codec = ToonVideoCodec.load(start)
+    else:
+        codec = ToonVideoCodec(config or toon().video)
+        mirror_linear_path(codec)
+    trainer = Trainer(codec, settings)
+    if resume:
+        trainer.load(out / "training")
+        generator.manual_seed(settings.seed + trainer.step)
+    batches = shards.batches(settings.batch, settings.groups, settings.crop, generator)
+    saved, recent = time.monotonic(), 0.0
+    while trainer.elapsed < 60 * settings.minutes:
+        loss = trainer.update(*next(batches), generator)
+        recent = loss if not recent else 0.95 * recent + 0.05 * loss
+        if trainer.step % 50 == 0:
+            log.info("step=%d loss=%.4f rate=%.2e seconds=%.0f", trainer.step, recent, trainer.rate(), trainer.elapsed)
+        if time.monotonic() - saved > 240:
+            _write(trainer, shards, out)
+            saved = time.monotonic()
+    _write(trainer, shards, out)
+    return trainer.average
+
+
+def _write(trainer: Trainer, shards: ClipShards, out: Path) -> None:
+    trainer.save(out / "training")
+    plain = copy.deepcopy(trainer.average)
+    fixed = torch.Generator().manual_seed(1)
+    trainer.calibrate(shards.batches(4, 4, shards.size, fixed), 24)
+    trainer.average.save(out, torch.float16)
+    trainer.average = plain  # the calibrated copy is for others; training goes on with its own scale
+    log.info("wrote %s at step %d", out, trainer.step)
