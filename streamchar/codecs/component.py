@@ -1,0 +1,83 @@
+"""A component on disk: `config.json` and `model.safetensors` in one folder, never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from streamchar.errors import CheckpointError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save_component(module: nn.Module, config: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write `module` and its frozen config; floating weights as `dtype` if given (buffers stay)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = {name for name, _ in module.named_parameters()}
+    tensors = {}
+    for name, value in module.state_dict().items():
+        cast = dtype is not None and name in parameters and value.is_floating_point()
+        tensors[name] = (value.to(dtype) if cast else value).detach().cpu().contiguous().clone()
+    part = folder / "model.safetensors.part"
+    save_file(tensors, part)
+    part.replace(folder / "model.safetensors")
+    text = json.dumps({"class": type(module).__name__, **dataclasses.asdict(config)}, indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(config_type: type[Any], folder: Path, expected_class: str) -> Any:
+    """The config of a component folder; raises `CheckpointError` if it is missing, broken or another's."""
+    path = Path(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"expected a component folder with config.json, found none at {folder}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON file ({error}); fetch the checkpoint again") from None
+    name = values.pop("class", None)
+    if name != expected_class:
+        raise CheckpointError(f"{path} describes a {name}, expected {expected_class}")
+    fields = {f.name for f in dataclasses.fields(config_type)}
+    unknown = sorted(set(values) - fields)
+    if unknown:
+        raise CheckpointError(f"{path} has unknown settings {unknown}; it was written by another version")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return config_type(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is incomplete: {error}") from None
+
+
+def read_weights(module: nn.Module, folder: Path) -> None:
+    """Load `model.safetensors` of `folder` into `module`, strictly, keeping the module's dtypes."""
+    path = Path(folder) / "model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"expected weights at {path}, found none (safetensors only; pickles are never read)")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); fetch it again") from None
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    wrong = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if missing or extra or wrong:
+        raise CheckpointError(
+            f"{path} does not fit {type(module).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
+            f"wrong shape {wrong[:3]} ({len(missing)}, {len(extra)}, {len(wrong)} in all)"
+        )
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+
+
+def load_component(module_type: type[M], config_type: type[Any], folder: Path) -> M:
+    """Build a component from its folder, in evaluation mode."""
+    module = module_type(read_config(config_type, folder, module_type.__name__))
+    read_weights(module, folder)
+    return module.eval()

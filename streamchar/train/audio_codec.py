@@ -1,0 +1,263 @@
+"""Training of the `toon` audio codec on the world's voices.
+
+Losses: multi-resolution STFT (log and linear magnitude) between the synthesised and the given sound,
+pitch and voicing against the teacher's, an adversarial term on spectrograms once the rest has
+settled, the latents' amplitude (so that variance stays where it buys quality), and a linear phoneme
+read-out of the latents (so that what is spoken is laid out linearly).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as tf
+
+from streamchar import clock, phonemes
+from streamchar.codecs.audio import HOP, OVERLAP, WINDOW, Spectra, ToonAudioCodec
+from streamchar.config.model import AudioCodecConfig
+from streamchar.errors import DataError
+from streamchar.world.splits import HELD_OUT_VOICES
+from streamchar.world.text import sentences
+from streamchar.world.voice import VOICES, Voice, speak
+
+log = logging.getLogger(__name__)
+
+LATENT_NOISE = 0.2
+SEGMENT = clock.SAMPLES_PER_CHUNK
+FRAMES = SEGMENT // HOP
+RESOLUTIONS = ((4096, 1024), (2048, 512), (1024, 256), (512, 128), (256, 64))
+
+
+def random_voice(rng: random.Random) -> Voice:
+    """A speaker of no name: the codec must carry voices that no preset has."""
+    pitch = log_uniform(rng, 0.45, 1.75)
+    tract = min(1.3, max(0.76, pitch**0.3 * log_uniform(rng, 0.9, 1.12)))
+    return Voice(
+        name="random", pitch=pitch, tract=tract, pitch_range=rng.uniform(0.1, 1.6), tempo=rng.uniform(0.85, 1.15),
+        breath=rng.choice([0.0, 0.0, rng.uniform(0, 1)]), tilt=rng.uniform(-1, 0.6),
+    )
+
+
+def log_uniform(rng: random.Random, low: float, high: float) -> float:
+    """Log-uniform."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def prepare_speech(folder: Path, hours: float, seed: int) -> None:
+    """Write one shard of speech: int16 samples, pitch and phoneme ids at 96 Hz, utterance bounds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"speech-{seed:05d}.npz"
+    if target.exists():
+        return
+    rng = random.Random(f"codec-{seed}")
+    sounds, pitches, labels, bounds, total = [], [], [], [0], 0
+    named = [v for i, v in enumerate(VOICES) if i not in HELD_OUT_VOICES]
+    for text in sentences(seed, int(hours * 3600 / 2)):
+        voice = rng.choice(named) if rng.random() < 0.4 else random_voice(rng)
+        speech = speak(text, voice, seed=rng.randrange(2**31))
+        blocks = speech.samples.shape[0] // HOP
+        label = np.zeros(blocks, np.uint8)
+        for mark in speech.phonemes:
+            label[round(mark.start * 96) : round(mark.end * 96)] = phonemes.ALPHABET.index(mark.symbol)
+        gain = np.exp(rng.uniform(-0.5, 0.2))
+        sounds.append((speech.samples[: blocks * HOP].numpy() * gain * 32767).clip(-32767, 32767).astype(np.int16))
+        pitch = np.zeros(blocks, np.float16)
+        given = speech.pitch.numpy()[:blocks]
+        pitch[: len(given)] = given
+        pitches.append(pitch)
+        labels.append(label)
+        total += blocks
+        bounds.append(total)
+        if total * HOP / clock.AUDIO_RATE > hours * 3600:
+            break
+    part = target.with_suffix(".part.npz")
+    np.savez(part, sound=np.concatenate(sounds), pitch=np.concatenate(pitches), label=np.concatenate(labels),
+             bounds=np.array(bounds))
+    part.replace(target)
+
+
+class Speeches:
+    """Random 1.375 s segments of the shards in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("speech-?????.npz"))
+        if not files:
+            raise DataError(f"expected speech-*.npz shards in {folder}, found none; run prepare_speech first")
+        shards = [np.load(f) for f in files]
+        self.sound = np.concatenate([s["sound"] for s in shards])
+        self.pitch = np.concatenate([s["pitch"] for s in shards])
+        self.label = np.concatenate([s["label"] for s in shards])
+
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S) samples, (B, F) pitch in Hz, (B, F) phoneme ids."""
+        at = rng.integers(0, len(self.pitch) - FRAMES, size)
+        sound = np.stack([self.sound[a * HOP : (a + FRAMES) * HOP] for a in at])
+        pitch = np.stack([self.pitch[a : a + FRAMES] for a in at])
+        label = np.stack([self.label[a : a + FRAMES] for a in at])
+        return (
+            torch.from_numpy(sound.astype(np.float32) / 32767),
+            torch.from_numpy(pitch.astype(np.float32)),
+            torch.from_numpy(label.astype(np.int64)),
+        )
+
+
+def spectrogram(samples_BS: Tensor, window: int, hop: int) -> Tensor:
+    """(B, frames, bins) magnitudes."""
+    hann = torch.hann_window(window, device=samples_BS.device)
+    frames = torch.fft.rfft(samples_BS.unfold(1, window, hop) * hann)
+    return (frames.real.square() + frames.imag.square() + 1e-7).sqrt()
+
+
+def stft_loss(made_BS: Tensor, real_BS: Tensor) -> Tensor:
+    """Mean over resolutions of the log-magnitude L1 and the relative linear L1."""
+    total = made_BS.new_zeros(())
+    for window, hop in RESOLUTIONS:
+        keep = 1 + window * 14_000 // clock.AUDIO_RATE
+        made, real = spectrogram(made_BS, window, hop)[..., :keep], spectrogram(real_BS, window, hop)[..., :keep]
+        floor = 1e-4 * window**0.5
+        total = total + ((made + floor).log() - (real + floor).log()).abs().mean()
+        total = total + (made - real).abs().mean() / real.mean().clamp(min=floor)
+    return total / len(RESOLUTIONS)
+
+
+class Critic(nn.Module):
+    """Patch discriminators on log spectrograms of three resolutions."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.resolutions = ((2048, 512), (1024, 256), (512, 128))
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(1, width, (3, 9), padding=(1, 4)), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, (3, 9), stride=(1, 2), padding=(1, 4)), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, (3, 9), stride=(1, 2), padding=(1, 4)), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, (3, 3), padding=1), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 1, (3, 3), padding=1),
+            )
+            for _ in self.resolutions
+        )
+
+    def forward(self, samples_BS: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Scores and inner features."""
+        scores, features = [], []
+        for net, (window, hop) in zip(self.nets, self.resolutions, strict=True):
+            h = (spectrogram(samples_BS, window, hop)[..., : 1 + window // 4] + 1e-3).log()[:, None] * 0.4 + 0.8
+            for layer in net:
+                h = layer(h)
+                if isinstance(layer, nn.LeakyReLU):
+                    features.append(h)
+            scores.append(h)
+        return scores, features
+
+
+def reconstruct(codec: ToonAudioCodec, samples: Tensor, pitch: Tensor, noise: float) -> tuple[Tensor, Tensor, Spectra]:
+    """Training path: teacher's pitch in the synthesis. Returns samples, latent means, spectra."""
+    mean = codec.encoder(samples).float()
+    z = mean + noise * torch.randn_like(mean)
+    spectra, left = codec.decoder(z)
+    ahead = tf.pad(pitch[:, OVERLAP:], (0, OVERLAP))
+    made, _ = codec.synthesize(spectra, ahead, left, None)
+    return made, mean, spectra
+
+
+class CodecLoss(nn.Module):
+    """The supervised terms; `forward` returns the sum, the parts and the synthesised samples."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.phoneme = nn.Conv1d(channels, 4 * len(phonemes.ALPHABET), 3, padding=1)
+
+    def forward(self, codec: ToonAudioCodec, samples: Tensor, pitch: Tensor, label: Tensor) -> tuple[Tensor, dict, Tensor]:
+        made, mean, spectra = reconstruct(codec, samples, pitch, LATENT_NOISE)
+        ahead = tf.pad(pitch[:, OVERLAP:], (0, OVERLAP))
+        voiced = ahead > 0
+        parts = {
+            "stft": stft_loss(made[:, WINDOW:], samples[:, WINDOW:]),
+            "pitch": ((spectra.pitch.log() - ahead.clamp(min=40).log()).abs() * voiced).sum() / voiced.sum().clamp(min=1),
+            "voiced": tf.binary_cross_entropy_with_logits(spectra.voiced[:, :-OVERLAP], voiced[:, :-OVERLAP].float()),
+            "energy": mean.square().mean(),
+        }
+        logits = self.phoneme((mean + LATENT_NOISE * torch.randn_like(mean)).transpose(1, 2)).transpose(1, 2)
+        logits = logits.reshape(label.shape[0], -1, len(phonemes.ALPHABET))
+        parts["phoneme"] = tf.cross_entropy(logits.flatten(0, 1), label.flatten())
+        total = (
+            parts["stft"] + 3.0 * parts["pitch"] + 0.3 * parts["voiced"] + 0.02 * parts["energy"]
+            + 0.15 * parts["phoneme"]
+        )
+        return total, {k: float(v.detach()) for k, v in parts.items()}, made
+
+
+@torch.no_grad()
+def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -> Tensor:
+    """Set mean, rotation (principal axes, largest first) and the one global scale. Returns the
+    standard deviation of each channel after it."""
+    z = torch.cat([codec.encoder(data.batch(32, rng)[0]) for _ in range(8)]).flatten(0, 1).double()
+    codec.mean.copy_(z.mean(0))
+    values, axes = torch.linalg.eigh(torch.cov(z.T))
+    order = values.argsort(descending=True)
+    codec.rotation.copy_(axes[:, order])
+    codec.scale.copy_(values.sum().div(len(values)).rsqrt())
+    return values[order].clamp(min=0).sqrt() * float(codec.scale)
+
+
+def train_audio_codec(
+    data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, lr: float = 1.5e-3,
+    adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False,
+) -> None:
+    """Train for `minutes` and write the component folder `out`."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed + (1000 if resume else 0))
+    codec = ToonAudioCodec.load(out).train() if resume else ToonAudioCodec(config)
+    codec.encoder.requires_grad_(not freeze_encoder)
+    speeches, loss_net, critic = Speeches(data), CodecLoss(config.latent_channels), Critic()
+    trained = [p for p in [*codec.parameters(), *loss_net.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    judge = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.9))
+    start, step, average = time.monotonic(), 0, {}
+    while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * share)))
+        samples, pitch, label = speeches.batch(batch, rng)
+        total, parts, made = loss_net(codec, samples, pitch, label)
+        if share > adversarial_after:
+            total = total + _adversarial(critic, judge, made[:, WINDOW:], samples[:, WINDOW:], parts)
+        optimizer.zero_grad()
+        total.backward()
+        parts["norm"] = float(nn.utils.clip_grad_norm_(trained, 1.0))
+        optimizer.step()
+        step += 1
+        for key, value in parts.items():
+            average[key] = 0.98 * average.get(key, value) + 0.02 * value
+        if step % 50 == 0:
+            log.info("step %d share %.2f %s", step, share, json.dumps({k: round(v, 4) for k, v in average.items()}))
+        if step % 1000 == 0 and not freeze_encoder:
+            calibrate(codec, speeches, rng)
+            codec.save(out)
+    if not freeze_encoder:
+        deviations = calibrate(codec, speeches, rng)
+        log.info("deviation of the sorted channels: %s", [round(float(d), 3) for d in deviations])
+    codec.save(out)
+
+
+def _adversarial(critic: Critic, judge: torch.optim.Optimizer, made: Tensor, real: Tensor, parts: dict) -> Tensor:
+    """One critic update (hinge), then the codec's adversarial and feature-matching loss."""
+    real_scores, real_features = critic(real)
+    fake_scores, _ = critic(made.detach())
+    loss = sum((tf.relu(1 - r).mean() + tf.relu(1 + f).mean()) for r, f in zip(real_scores, fake_scores, strict=True))
+    judge.zero_grad()
+    loss.backward()
+    judge.step()
+    scores, features = critic(made)
+    match = sum((a - b.detach()).abs().mean() for a, b in zip(features, real_features, strict=True)) / len(features)
+    cheat = -sum(s.mean() for s in scores) / len(scores)
+    parts["critic"], parts["match"] = float(loss.detach()), float(match.detach())
+    return 0.05 * cheat + 1.0 * match
+
+
