@@ -29,7 +29,11 @@ GROUP_CHANNELS = clock.VIDEO_STRIDE * 3
 
 
 class PixelNorm(nn.Module):
-    """RMS norm over the channels of each pixel, with a learned gain; statistics in float32."""
+    """Layer norm over the channels of each pixel, with a learned gain.
+
+    Layer rather than RMS norm: torch's CPU kernel for it is one pass in 16 bits with float32 statistics, while
+    `rms_norm` is taken apart into six float32 ones, which took 60 % of a training step at 64x64x96.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +41,8 @@ class PixelNorm(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NHWC = x_NCHW.permute(0, 2, 3, 1)
-        y_NHWC = F.rms_norm(x_NHWC, (x_NHWC.shape[-1],), self.gain.to(x_NHWC.dtype), eps=1e-5)
+        with torch.autocast(x_NCHW.device.type, enabled=False):
+            y_NHWC = F.layer_norm(x_NHWC, x_NHWC.shape[-1:], self.gain.to(x_NHWC.dtype), eps=1e-5)
         return y_NHWC.permute(0, 3, 1, 2)
 
 

@@ -1,0 +1,159 @@
+"""Adapter: diffusers' `AutoencoderOobleck` (Stable Audio's VAE) as a streaming `types.AudioCodec`.
+
+With ratios 2, 4, 4, 8, 8 and 64 channels its stride is the clock's 2048; it runs at 49,152 Hz. Latents are used
+unscaled, as diffusers' Stable Audio pipeline does.
+
+Its decoder is not causal: the samples of one latent depend on `reach(ratios)` = 10 latents on either side (0.42 s).
+A stream that equals the decoding at once therefore has to come later by that much. `lookahead` chooses: 10 is exact
+and delays the sound by 10 latents (`delay`; `flush` returns the rest), 0 has no delay but decodes the last latents
+of every call as though silence followed, which is heard as a faint seam. Anything between is a compromise.
+
+Shape letters: B batch, S samples, T latents, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderOobleck
+from torch import Tensor, nn
+
+from streamchar import clock
+from streamchar.config.model import AudioCodecConfig
+from streamchar.errors import CheckpointError, ConfigError, InputError
+
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+_DILATIONS = (1, 3, 9)  # of a decoder block's three residual units, each with a kernel of 7
+
+
+def reach(ratios: tuple[int, ...]) -> int:
+    """How many latents on either side the decoder's samples of one latent depend on.
+
+    Walks from the output of one latent back through the layers, as an interval of samples at each rate.
+    """
+    low, high = -3, math.prod(ratios) - 1 + 3  # the last convolution, kernel 7
+    for stride in ratios:  # the decoder's upsampling, from its end to its start
+        low, high = low - 3 * sum(_DILATIONS), high + 3 * sum(_DILATIONS)
+        padding = math.ceil(stride / 2)  # transposed convolution of kernel 2 s: o = i s - padding + k
+        low, high = -((-low - padding + 2 * stride - 1) // stride), (high + padding) // stride
+    return max(-low, high) + 3  # the first convolution, kernel 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class OobleckState:
+    """What a decoding stream remembers."""
+
+    tail_BTC: Tensor
+    """The last latents, at most `reach + lookahead`."""
+    seen: int
+    """Latents given so far."""
+
+
+class OobleckAudioCodec(nn.Module):
+    """An Oobleck VAE behind the codec protocol. Mono; a stereo checkpoint hears and returns both ears alike."""
+
+    stride = clock.AUDIO_STRIDE
+
+    def __init__(self, vae: AutoencoderOobleck, lookahead: int | None = None) -> None:
+        super().__init__()
+        ratios = tuple(vae.config.downsampling_ratios)
+        if math.prod(ratios) != clock.AUDIO_STRIDE:
+            raise CheckpointError(
+                f"the clock needs an audio VAE with stride {clock.AUDIO_STRIDE}, got ratios {ratios} "
+                f"= {math.prod(ratios)}"
+            )
+        self.vae = vae.eval().requires_grad_(False)
+        self.latent_channels: int = vae.config.decoder_input_channels
+        self.reach = reach(ratios)
+        self.delay = self.reach if lookahead is None else lookahead
+        """Latents by which `decode`'s sound is late."""
+        if not 0 <= self.delay <= self.reach:
+            raise ConfigError(f"lookahead must be from 0 to {self.reach} latents, got {lookahead}")
+
+    @property
+    def config(self) -> AudioCodecConfig:
+        """What our configuration says of this codec."""
+        return AudioCodecConfig(
+            family="oobleck", latent_channels=self.latent_channels, width=self.vae.config.decoder_channels
+        )
+
+    @torch.no_grad()
+    def encode(self, samples_BS: Tensor) -> Tensor:
+        """(B, S) with S a multiple of 2048 -> (B, S/2048, C) in float32: the posterior's mean."""
+        if samples_BS.ndim != 2 or samples_BS.shape[1] % self.stride or not samples_BS.shape[1]:
+            raise InputError(f"samples must be (B, S) with S a multiple of 2048, got {tuple(samples_BS.shape)}")
+        ears = samples_BS[:, None].expand(-1, self.vae.config.audio_channels, -1)
+        return self.vae.encode(ears.to(self.vae.dtype)).latent_dist.mode().transpose(1, 2).float()
+
+    @torch.no_grad()
+    def decode(self, latents_BTC: Tensor, state: OobleckState | None = None) -> tuple[Tensor, OobleckState]:
+        """(B, T, C) and the state after the latents before -> (B, 2048 T) float32 and the state after.
+
+        The sound is `delay` latents late: a stream begins with as much silence.
+        """
+        self._check(latents_BTC)
+        seen = state.seen if state is not None else 0
+        window = latents_BTC if state is None else torch.cat([state.tail_BTC.to(latents_BTC), latents_BTC], dim=1)
+        count, first = latents_BTC.shape[1], seen - self.delay  # index of the first latent to be heard
+        samples_BS = self._heard(window, seen + count - window.shape[1], first, first + count)
+        keep = min(window.shape[1], self.reach + self.delay)
+        return samples_BS, OobleckState(tail_BTC=window[:, window.shape[1] - keep :], seen=seen + count)
+
+    @torch.no_grad()
+    def flush(self, state: OobleckState) -> Tensor:
+        """The last `delay` latents' sound at a stream's end: (B, 2048 delay)."""
+        start = state.seen - state.tail_BTC.shape[1]
+        return self._heard(state.tail_BTC, start, state.seen - self.delay, state.seen)
+
+    @torch.no_grad()
+    def decode_at_once(self, latents_BTC: Tensor) -> Tensor:
+        """A whole clip without delay: (B, T, C) -> (B, 2048 T)."""
+        self._check(latents_BTC)
+        return self.vae.decode(latents_BTC.transpose(1, 2).to(self.vae.dtype)).sample.float().mean(dim=1)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the VAE as a diffusers folder."""
+        self.vae.save_pretrained(folder, safe_serialization=True)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> OobleckAudioCodec:
+        """Read a diffusers folder, in float32."""
+        return cls.from_pretrained(str(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        subfolder: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        lookahead: int | None = None,
+    ) -> OobleckAudioCodec:
+        """From a diffusers folder or hub id (`stabilityai/stable-audio-open-1.0` with subfolder `vae`)."""
+        try:
+            vae = AutoencoderOobleck.from_pretrained(
+                source, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True
+            )
+        except LOAD_ERRORS as error:
+            raise CheckpointError(f"cannot read an Oobleck VAE from {source} ({subfolder}): {error}") from error
+        return cls(vae, lookahead)
+
+    @classmethod
+    def from_module(cls, vae: AutoencoderOobleck, lookahead: int | None = None) -> OobleckAudioCodec:
+        """Around a VAE that is already built."""
+        return cls(vae, lookahead)
+
+    def _heard(self, window_BTC: Tensor, start: int, first: int, last: int) -> Tensor:
+        """Samples of latents [first, last) from a window whose first latent is number `start`."""
+        silence = max(0, min(last, 0) - first)
+        parts = [window_BTC.new_zeros(window_BTC.shape[0], silence * self.stride, dtype=torch.float32)]
+        if last > max(first, 0):
+            own = slice((max(first, 0) - start) * self.stride, (last - start) * self.stride)
+            parts.append(self.decode_at_once(window_BTC)[:, own])
+        return torch.cat(parts, dim=1)
+
+    def _check(self, latents_BTC: Tensor) -> None:
+        if latents_BTC.ndim != 3 or latents_BTC.shape[2] != self.latent_channels or not latents_BTC.shape[1]:
+            raise InputError(f"latents must be (B, T, {self.latent_channels}), got {tuple(latents_BTC.shape)}")
