@@ -1,0 +1,110 @@
+"""What the DiT is conditioned on, and the keys and values that conditioning leaves behind.
+
+Condition tokens never see noise, so their keys and values hold for every sampling step; ref and sink do not
+see motion either, so theirs hold for the whole stream (paper section 3.3, timestep-invariant conditioning).
+
+Shape letters: B batch, C latent channels, T latent frames, H W latent height and width, L text tokens,
+D text width, S keys, N heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamchar.dit.layout import CONDITIONS, Layout
+from streamchar.nn.attention import KeyValue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Clean latents and text states. `None` means that no sample of the batch has this segment."""
+
+    text: Tensor
+    """(B, L, D) states of the frozen text encoder."""
+    ref: Tensor | None = None
+    """(B, C, 1, H, W)."""
+    sink: Tensor | None = None
+    """(B, C, 9, H, W): the stream's first chunk."""
+    motion: Tensor | None = None
+    """(B, C, 9, H, W): the chunk before this one."""
+    has_ref: Tensor | None = None
+    """(B,) bool: which samples have `ref`; None: all. Only a batch that mixes needs it (and pays for a mask)."""
+    has_sink: Tensor | None = None
+    has_motion: Tensor | None = None
+
+    def latents(self) -> dict[str, Tensor]:
+        """The segments that are there, in order."""
+        found = {name: getattr(self, name) for name in CONDITIONS}
+        return {name: latents for name, latents in found.items() if latents is not None}
+
+    def presence(self) -> dict[str, Tensor]:
+        """The segments that only some samples have."""
+        found = {name: getattr(self, f"has_{name}") for name in CONDITIONS}
+        return {name: has for name, has in found.items() if has is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """One block's keys and values: of the condition tokens (rotated) and of the text."""
+
+    text: KeyValue
+    self_attention: KeyValue | None
+    """(B, S, N, E): ref, sink, motion in order; None without condition tokens."""
+
+    def prefix(self, tokens: int) -> LayerCache:
+        """The cache of the first `tokens` condition tokens."""
+        if tokens == 0 or self.self_attention is None:
+            return LayerCache(text=self.text, self_attention=None)
+        return LayerCache(text=self.text, self_attention=self.self_attention.prefix(tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionCache:
+    """Keys and values of all condition tokens at every block; a value, shared by all sampling steps."""
+
+    layout: Layout
+    layers: tuple[LayerCache, ...]
+    presence: dict[str, Tensor]
+    """(B,) bool for segments that only some samples have."""
+
+    def reusable(self, layout: Layout) -> int:
+        """Leading tokens whose keys hold in `layout` as well: ref, then sink, while both have them equal."""
+        if layout.grid != self.layout.grid:
+            return 0
+        tokens = 0
+        for name in ("ref", "sink"):
+            if getattr(layout, name) != getattr(self.layout, name):
+                break
+            tokens = layout.segment(name).stop
+        return tokens
+
+    def detach(self) -> ConditionCache:
+        """The same cache without its graph: rollouts that do not train through conditions."""
+
+        def cut(keys: KeyValue) -> KeyValue:
+            return KeyValue(keys.key.detach(), keys.value.detach())
+
+        layers = tuple(
+            LayerCache(text=cut(layer.text), self_attention=layer.self_attention and cut(layer.self_attention))
+            for layer in self.layers
+        )
+        return ConditionCache(layout=self.layout, layers=layers, presence=self.presence)
+
+
+def seen_keys(layout: Layout, presence: dict[str, Tensor], group: tuple[str, ...], keys: int) -> Tensor | None:
+    """(B, keys) bool: the keys that a group sees of its prefix; None when every sample has every segment.
+
+    A group's own segment is always seen: a row that sees nothing would be NaN, and what an absent segment's
+    own tokens make of themselves is seen by no one else.
+    """
+    absent = {name: has for name, has in presence.items() if name not in group and layout.segment(name).start < keys}
+    if not absent:
+        return None
+    first = next(iter(absent.values()))
+    seen = torch.ones(first.shape[0], keys, dtype=torch.bool, device=first.device)
+    for name, has in absent.items():
+        seen[:, layout.segment(name)] = has.bool()[:, None]
+    return seen
