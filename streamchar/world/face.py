@@ -68,7 +68,7 @@ def mouth_layers(who: Character, head: Head, track: MotionTrack, x: Tensor, y: T
     t2 = (x / half).square().clamp(max=1.5)
     p = 1 - t2
     profile = _arch(p, 0.3)
-    middle = head.mouth_y - 5.2 * smile * (1 - 0.6 * rounded) * (t2 - 0.45)
+    middle = head.mouth_y - 7.0 * smile * (1 - 0.6 * rounded) * (t2 - 0.45)
     above, below = 0.22 * gap, 0.78 * gap
     upper, lower = middle - above * profile, middle + below * profile
     ends = x.abs() - half
@@ -116,7 +116,7 @@ def eye_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Ten
     upper, lower = upper + blink * (shut - upper), lower + blink * (shut - lower)
     open_d = torch.maximum(torch.maximum(upper - v, v - lower), (u.abs() - rx))
     white = inside_implicit(open_d + 0.2) * (1 - smoothstep(blink, 0.9, 0.99))
-    r = 0.74 * min(rx, ry)
+    r = 0.80 * min(rx, ry)
     cx = side * _wide(track.gaze_x) * 0.30 * rx
     cy = _wide(track.gaze_y) * 0.26 * ry + 0.6
     far = torch.hypot(u - cx, v - cy)
@@ -164,7 +164,8 @@ def brow_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Te
     return [(tint, inside_implicit(value))]
 
 
-def blush_layers(head: Head, track: MotionTrack, x: Tensor, y: Tensor) -> list[Layer]:
+def blush_layers(who: Character, head: Head, track: MotionTrack, x: Tensor, y: Tensor) -> list[Layer]:
     """Warm cheeks of a mood."""
     away = ((x.abs() - 0.62 * head.half_width) / 11).square() + ((y - 24) / 6.5).square()
-    return [(rgb(255, 92, 104), _wide(track.blush) * 0.42 * torch.exp(-away))]
+    skin = SKINS[who.skin]
+    return [(mix(skin, rgb(255, 84, 98), 0.4 + 0.4 * skin[1]), _wide(track.blush) * 0.5 * torch.exp(-away))]

@@ -36,7 +36,7 @@ class Arms:
         """Both hands out of the picture."""
         zero = torch.zeros(n_frames, 2)
         x = zero + torch.tensor([56.0, 200.0])
-        return Arms(x=x, y=zero + REST_Y, turn=zero, spread=zero + 0.5, point=zero)
+        return Arms(x=x, y=zero + REST_Y, turn=zero.clone(), spread=zero + 0.5, point=zero.clone())
 
 
 def _raised(times: list[float], talking_T: Tensor, drive: float, draw: random.Random, cover: float) -> Tensor:

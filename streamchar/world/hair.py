@@ -150,7 +150,7 @@ def paint_headwear(who: Character, back: Canvas, front: Canvas, w: float) -> Non
             front.fill(ellipse(x * (w + 6), 6, 10, 17, power=3), darker(colour, 0.35))
             front.fill(ellipse(x * (w + 8), 6, 7.5, 14, power=3), colour, below=darker(colour, 0.12))
     elif who.accessory == "bow":
-        x, y = (0.62 * w, -58) if who.kind in ("human", "fantasy") else (0.0, -60)
+        x, y = (0.0, -58) if who.kind in ("cat", "fox", "bear", "bunny") else (0.6 * w, -56)
         wing = [(1, 0), (18, -12), (22, -2), (18, 12)]
         for points in (wing, mirror(wing)):
             front.fill(spline([(x + px, y + py) for px, py in points]), colour, below=darker(colour, 0.15))

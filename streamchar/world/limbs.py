@@ -15,7 +15,7 @@ from streamchar.world.shapes import darker, inside, lighter, mix, segment, smoot
 from streamchar.world.wardrobe import sleeve
 
 FOREARM = 60.0
-HAND = 44.0
+HAND = 50.0
 """Units from the wrist to the farthest finger tip, with the outline."""
 
 
@@ -41,7 +41,7 @@ def reach(arms: Arms, side: int, shoulder: tuple[float, float]) -> tuple[float, 
 
 def _hand(who: Character, arms: Arms, side: int, x: Tensor, y: Tensor, scale: float) -> list[Layer]:
     """Palm, four fingers and thumb around the wrist at the origin, fingers up."""
-    size = 1.06 if who.age == "child" else 1.16 if who.presentation == "feminine" else 1.26
+    size = 1.22 if who.age == "child" else 1.32 if who.presentation == "feminine" else 1.42
     turn = _wide(arms.turn[:, side])
     inward = 1.0 if side == 0 else -1.0
     hx = (x * torch.cos(turn) + y * torch.sin(turn)) * inward / size
@@ -97,6 +97,5 @@ def arm_layers(who: Character, arms: Arms, side: int, shoulder: tuple[Tensor, Te
     hand = _hand(who, arms, side, x - wx, y - wy, scale)
     if not long:
         return [*layers, *hand]
-    cuff, _ = segment(x, y, ex + 0.86 * (wx - ex), ey + 0.86 * (wy - ey), ex + 0.97 * (wx - ex), ey + 0.97 * (wy - ey))
-    cuff = cuff - thin * 10.0
-    return [*layers, *hand, (line, 0.7 * inside(cuff - 1.0, scale)), (lighter(cloth, 0.16), inside(cuff, scale))]
+    cuff = torch.maximum(fore - 1.3, (along - 0.90).abs() * FOREARM - 4.2)
+    return [*layers, *hand, (line, 0.6 * inside(cuff - 0.9, scale)), (lighter(cloth, 0.16), inside(cuff, scale))]

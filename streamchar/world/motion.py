@@ -188,7 +188,7 @@ class _Temper:
 
 
 TEMPERS: dict[str, _Temper] = {
-    "calm": _Temper(smile=0.28),
+    "calm": _Temper(smile=0.38),
     "happy": _Temper(smile=0.95, widen=-0.12, brow_raise=0.25, drive=1.15, blush=0.35),
     "sad": _Temper(smile=-0.8, widen=-0.35, brow_raise=0.1, brow_tilt=0.9, pitch=0.4, gaze=(0.0, 0.4), drive=0.6),
     "angry": _Temper(smile=-0.6, widen=-0.3, brow_raise=-0.55, brow_tilt=-1.0, pitch=0.15, wander=0.08, drive=1.3),
@@ -278,5 +278,5 @@ def neutral(n_frames: int = 1) -> MotionTrack:
     zero = torch.zeros(n_frames)
     mouth = MouthTrack(opening=zero, width=zero, round=zero, teeth=zero, tongue=zero, press=zero)
     rest = {f.name: zero for f in fields(MotionTrack)}
-    rest.update(mouth=mouth, smile=zero + 0.3, zoom=zero + 1, arms=Arms.down(n_frames))  # type: ignore[typeddict-item]
+    rest.update(mouth=mouth, smile=zero + 0.4, zoom=zero + 1, arms=Arms.down(n_frames))  # type: ignore[typeddict-item]
     return MotionTrack(**rest)  # type: ignore[arg-type]

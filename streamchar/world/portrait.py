@@ -150,7 +150,7 @@ def paint_features(who: Character, head: Head, canvas: Canvas) -> None:
     """Nose, cheeks, freckles, whiskers: what shifts with the features when the head turns."""
     skin = SKINS[who.skin]
     w = head.half_width
-    glow = mix(skin, rgb(255, 96, 96), 0.5)
+    glow = mix(skin, rgb(255, 96, 96), 0.28 + 0.24 * skin[1])  # gentler on dark skin
     if who.kind != "robot":
         for x in (-1, 1):
             canvas.fill(ellipse(x * 0.62 * w, 24, 10, 6.5), glow, alpha=0.45 if who.age != "elder" else 0.3, blur=3)

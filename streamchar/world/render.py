@@ -24,8 +24,10 @@ from streamchar.world.portrait import Head, head_of, paint_ears, paint_features,
 from streamchar.world.shapes import UNITS, Canvas, blurred, smoothstep
 from streamchar.world.wardrobe import paint_body
 
-CENTRE = (128.0, 114.0)
-"""Where the face's centre stands in the picture."""
+CENTRE = (128.0, 116.0)
+"""Where the face's centre stands in the picture, before `MAGNIFY`."""
+MAGNIFY = 1.1
+"""The head is drawn larger than life about its pivot: lips must be readable at 256 pixels."""
 PIVOT = 62.0
 """The head rolls about the neck, this far below its centre."""
 PARALLAX = (6.5, 5.0)
@@ -100,9 +102,9 @@ def _cast(who: Character, size: int, device: str) -> Cast:
     return Cast(head, backdrop.to(device), sprites)
 
 
-def _affine(angle_T: Tensor, about: tuple[float, float], to_x: Tensor, to_y: Tensor, zoom_T: Tensor) -> Tensor:
-    """Local units -> picture units: turn about a local point, put it at (to_x, to_y), zoom about the picture's foot -> (T, 2, 3)."""
-    c, s = torch.cos(angle_T) * zoom_T, torch.sin(angle_T) * zoom_T
+def _affine(angle_T: Tensor, about: tuple[float, float], to_x: Tensor, to_y: Tensor, zoom_T: Tensor, grow: float = 1.0) -> Tensor:
+    """Local units -> picture units: turn and grow about a local point that goes to (to_x, to_y), zoom about the picture's foot -> (T, 2, 3)."""
+    c, s = torch.cos(angle_T) * zoom_T * grow, torch.sin(angle_T) * zoom_T * grow
     px = UNITS / 2 + (to_x - UNITS / 2) * zoom_T
     py = UNITS + (to_y - UNITS) * zoom_T
     row_x = torch.stack([c, -s, px - c * about[0] + s * about[1]], -1)
@@ -115,7 +117,7 @@ def _head_pose(track: MotionTrack, depth: float) -> Tensor:
     x = CENTRE[0] + track.body_x + track.head_x
     y = CENTRE[1] + PIVOT + track.body_y + track.head_y
     about = (0.0, PIVOT)
-    pose = _affine(track.roll + track.body_roll, about, x, y, track.zoom)
+    pose = _affine(track.roll + track.body_roll, about, x, y, track.zoom, MAGNIFY)
     shift = torch.stack([PARALLAX[0] * depth * track.yaw, PARALLAX[1] * depth * track.pitch], -1)
     moved = pose.clone()
     moved[:, :, 2] += (pose[:, :, :2] @ shift[:, :, None])[:, :, 0]
@@ -194,7 +196,7 @@ def _paint_face(stage: _Stage, who: Character, cast: Cast, track: MotionTrack, p
     head = cast.head
     window = stage.window(_corners(pose, (-head.half_width, 10.0, head.half_width, 38.0)))
     if window is not None and bool((track.blush > 0).any()):
-        stage.paint(window, face.blush_layers(head, track, *stage.local(inverse, window)))
+        stage.paint(window, face.blush_layers(who, head, track, *stage.local(inverse, window)))
     for side in (-1, 1):
         window = stage.window(_corners(pose, face.eye_reach(head, side)))
         if window is not None:
@@ -229,7 +231,7 @@ def _draw(who: Character, track: MotionTrack, size: int) -> Tensor:
     cast = _cast(who, size, str(track.smile.device))
     stage = _Stage(cast.backdrop, len(track), size)
     pose = {name: _head_pose(track, depth) for name, depth in DEPTH.items()}
-    jaw = 5.0 * track.opening
+    jaw = 5.0 * track.opening  # the chin follows the lower lip
     for name in ("back", "body", "skull", "features"):
         if name in cast.sprites:
             stage.put(cast.sprites[name], _body_pose(track) if name == "body" else pose[name], jaw if name == "skull" else None)
@@ -268,3 +270,42 @@ def render(who: Character, track: MotionTrack, size: int = 256, start: int = 0, 
 def draw_frame(who: Character, size: int = 256) -> Tensor:
     """The reference frame: neutral, mouth closed, eyes open -> (3, size, size) uint8."""
     return render(who, neutral(), size)[0]
+
+
+# ---- where to look, and what is seen there ----------------------------------------------------
+
+
+def _pixel_boxes(who: Character, track: MotionTrack, box: Box, size: int) -> Tensor:
+    return (_corners(_head_pose(track, DEPTH["features"]), box) * (size / UNITS)).clamp(0, size)
+
+
+def mouth_box(who: Character, track: MotionTrack, size: int = 256) -> Tensor:
+    """Box of the mouth, lips and all openings included -> (T, 4) x0, y0, x1, y1 in pixels."""
+    head = head_of(who)
+    return _pixel_boxes(who, track, (-1.25 * head.mouth_rx, head.mouth_y - 9.0, 1.25 * head.mouth_rx, head.mouth_y + 23.0), size)
+
+
+def eye_boxes(who: Character, track: MotionTrack, size: int = 256) -> Tensor:
+    """Boxes of the left and right eye -> (T, 2, 4) x0, y0, x1, y1 in pixels."""
+    head = head_of(who)
+    return torch.stack([_pixel_boxes(who, track, face.eye_reach(head, side), size) for side in (-1, 1)], 1)
+
+
+def measure_opening(frames_T3HW: Tensor, boxes_T4: Tensor) -> Tensor:
+    """Estimate of the mouth's opening from pixels -> (T,), about [0, 1], rising with the true opening.
+
+    The dark red of the cavity, `face.CAVITY`, occurs nowhere else in a face, so its soft share of
+    the mouth's box tells how far the lips stand apart. Frames uint8, or float in [0, 1].
+    """
+    frames = frames_T3HW.float() / 255.0 if frames_T3HW.dtype == torch.uint8 else frames_T3HW.float()
+    _, _, high, wide = frames.shape
+    across, down = 48, 48
+    u, v = (torch.arange(across, device=frames.device) + 0.5) / across, (torch.arange(down, device=frames.device) + 0.5) / down
+    x0, y0, x1, y1 = (boxes_T4[:, i, None].to(frames) for i in range(4))
+    gx = ((x0 + u * (x1 - x0)) * (2 / wide) - 1)[:, None, :].expand(-1, down, -1)
+    gy = ((y0 + v * (y1 - y0)) * (2 / high) - 1)[:, :, None].expand(-1, -1, across)
+    patch = F.grid_sample(frames, torch.stack([gx, gy], -1), mode="bilinear", padding_mode="border", align_corners=False)
+    red, green, blue = patch.unbind(1)
+    share = (patch - torch.tensor(face.CAVITY, device=frames.device).view(1, 3, 1, 1)).norm(dim=1)
+    cavity = (1 - smoothstep(share, 0.10, 0.32)) * smoothstep(red - green, 0.06, 0.16)
+    return cavity.mean((1, 2))
