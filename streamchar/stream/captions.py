@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from streamchar.stream.draft import Draft
+from streamchar.stream.draft import Draft, writing
 from streamchar.types import Word
 
 LINE_CHARACTERS = 42  # the usual limit of subtitle guides
@@ -96,5 +96,5 @@ def vtt(words: Iterable[Word], *, start: float | Fraction = 0) -> str:
 
 def write_vtt(path: str | Path, words: Iterable[Word], *, start: float | Fraction = 0) -> None:
     """Write WebVTT captions. Raises `InputError` where `path` cannot be written."""
-    with Draft(path) as draft:
+    with Draft(path) as draft, writing(draft.target):
         draft.path.write_text(vtt(words, start=start), encoding="utf-8", newline="\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +21,15 @@ def cannot_write(target: Path, error: Exception) -> InputError:
     return InputError(f"cannot write {target}: {_reason(error)}; choose another place")
 
 
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Around the writes into `target`: a refusal of the system becomes an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
 class Draft:
     """A temporary file beside `target`: `commit` renames it, `discard` removes it.
 
@@ -32,7 +42,8 @@ class Draft:
         try:
             self._real = Path(os.path.realpath(self.target))  # through a link: the link stays
             self._check()
-            self.path = self._real.parent / f".streamchar-{secrets.token_hex(6)}.part"
+            # the ending stays: what writes the file may tell the format by it
+            self.path = self._real.parent / f".streamchar-{secrets.token_hex(6)}.part{self._real.suffix}"
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise cannot_write(self.target, error) from error
@@ -65,7 +76,5 @@ class Draft:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
             self.commit()
-            return
-        self.discard()
-        if isinstance(error, OSError):
-            raise cannot_write(self.target, error) from error
+        else:
+            self.discard()

@@ -1,0 +1,5 @@
+"""`python -m streamchar`."""
+
+from streamchar.cli.main import entry
+
+entry()
