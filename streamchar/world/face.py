@@ -20,7 +20,7 @@ Layer = tuple[Colour, Tensor]
 CAVITY = rgb(84, 14, 30)
 TONGUE = rgb(226, 104, 112)
 TEETH = rgb(252, 250, 246)
-JAW = 21.0
+JAW = 22.0
 """Units between the lips at opening 1."""
 
 
@@ -68,7 +68,9 @@ def mouth_layers(who: Character, head: Head, track: MotionTrack, x: Tensor, y: T
     t2 = (x / half).square().clamp(max=1.5)
     p = 1 - t2
     profile = _arch(p, 0.3)
-    middle = head.mouth_y - 7.0 * smile * (1 - 0.6 * rounded) * (t2 - 0.45)
+    curl = 7.0 * smile * (1 - 0.6 * rounded)
+    middle = head.mouth_y - curl * (t2 - 0.45)
+    centre = head.mouth_y + 0.45 * curl
     above, below = 0.22 * gap, 0.78 * gap
     upper, lower = middle - above * profile, middle + below * profile
     ends = x.abs() - half
@@ -81,10 +83,10 @@ def mouth_layers(who: Character, head: Head, track: MotionTrack, x: Tensor, y: T
     lips = torch.maximum(lips, ends - 1.5)
     tint = lip_colour(who)
     cavity = inside_implicit(hole + 0.25) * smoothstep(gap, 0.0, 1.6)
-    teeth_y = 0.5 * (upper + head.mouth_y - above) + torch.minimum(7.0 * _wide(m.teeth), 0.55 * gap)
+    teeth_y = 0.5 * (upper + centre - above) + torch.minimum(6.5 * _wide(m.teeth), 0.36 * gap)
     teeth = (0.5 + (teeth_y - y)).clamp(0, 1) * cavity
-    lift = 0.16 * gap + 0.42 * gap * _wide(m.tongue)
-    tongue_d = ((x / (0.66 * half)).square() + ((y - (head.mouth_y + below + 0.12 * gap)) / (0.16 * gap + lift + 0.3)).square()) - 1
+    lift = 0.08 * gap + 0.22 * gap * _wide(m.tongue)
+    tongue_d = ((x / (0.66 * half)).square() + ((y - (centre + below + 0.12 * gap)) / (0.16 * gap + lift + 0.3)).square()) - 1
     tongue = inside_implicit(tongue_d) * cavity
     line = inside_implicit(hole - 0.75)
     shadow = torch.exp(-((x / (0.55 * half)) ** 2) - ((y - lower - 4.6 * thick - 4.0) / 2.0) ** 2)

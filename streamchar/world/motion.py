@@ -198,7 +198,7 @@ TEMPERS: dict[str, _Temper] = {
     "serious": _Temper(smile=-0.18, widen=-0.08, brow_raise=-0.3, brow_tilt=-0.35, wander=0.08, drive=0.7),
 }  # fmt: skip
 DRIVES = {"low": 0.5, "medium": 1.0, "high": 1.7}
-ARTICULATION = {"low": 0.85, "medium": 1.0, "high": 1.12}
+ARTICULATION = {"low": 0.98, "medium": 1.18, "high": 1.35}
 
 
 def _beats(times: list[float], n_frames: int, width: float = 2.6) -> Tensor:
