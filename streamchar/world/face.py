@@ -125,9 +125,12 @@ def eye_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Ten
     scale = 1.0 / float((x[0, 0, 1] - x[0, 0, 0]).abs().clamp(min=1e-3))
     colour = IRISES[who.iris]
     glow = torch.hypot(u - cx, (v - cy - 0.45 * r) * 1.25)
-    lid = inside_implicit(torch.maximum((v - upper).abs() - (1.15 + 0.55 * who.lashes) * (1 - 0.25 * (u / rx) ** 2), u.abs() - rx * 1.03))
-    under = inside_implicit(torch.maximum((v - lower).abs() - 0.55, u.abs() - 0.8 * rx))
-    crease = inside_implicit(torch.maximum((v - (1.14 * upper - 2.0)).abs() - 0.55, u.abs() - 0.72 * rx))
+    edge = _arch(p.clamp(min=0), 0.4)  # lines stop at the corners, where the lids' continuation would dive
+    over = -high * edge
+    over = over + blink * (0.34 * ry * edge - over)
+    lid = inside_implicit(torch.maximum((v - over).abs() - (1.15 + 0.55 * who.lashes) * (1 - 0.25 * (u / rx) ** 2), u.abs() - rx * 1.03))
+    under = inside_implicit(torch.maximum((v - lower).abs() - 0.55, u.abs() - 0.72 * rx))
+    crease = inside_implicit(torch.maximum((v - (1.14 * over - 2.0)).abs() - 0.55, u.abs() - 0.7 * rx))
     dark = rgb(56, 36, 46)
     layers: list[Layer] = [
         (darker(SKINS[who.skin], 0.35), 0.5 * crease),

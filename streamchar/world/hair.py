@@ -69,8 +69,8 @@ def _back(style: str, canvas: Canvas, colour: Colour, w: float) -> None:
         canvas.fill(spline(tail), shade, below=colour)
         canvas.fill(ellipse(1.04 * w, -46, 6, 8), darker(colour, 0.55))
     elif style == "bun":
-        canvas.fill(ellipse(0, -77, 21, 18), shade, below=colour)
-        canvas.stroke(spline([(-12, -80), (-2, -86), (10, -82)], closed=False), 3, lighter(colour, 0.3), taper=0.8, alpha=0.6)
+        canvas.fill(ellipse(0, -74, 21, 17), shade, below=colour)
+        canvas.stroke(spline([(-12, -77), (-2, -83), (10, -79)], closed=False), 3, lighter(colour, 0.3), taper=0.8, alpha=0.6)
     elif style == "pigtails":
         tail = [(0.86 * w, -26), (1.3 * w, -40), (1.62 * w, -14), (1.56 * w, 26), (1.66 * w, 58), (1.24 * w, 34), (1.1 * w, 0)]
         for points in (tail, mirror(tail)):
@@ -135,13 +135,13 @@ def paint_headwear(who: Character, back: Canvas, front: Canvas, w: float) -> Non
         front.fill(ellipse(0, -49, 0.9 * w, 9), darker(colour, 0.45), within=mask)
         front.fill(ellipse(0, -38, 1.36 * w, 10.5, power=2.3), colour, below=darker(colour, 0.14))
     elif who.accessory == "beanie":
-        dome = [(-1.07 * w, -30), (-1.03 * w, -56), (-0.6 * w, -80), (0, -86), (0.6 * w, -80), (1.03 * w, -56), (1.07 * w, -30)]
+        dome = [(-1.07 * w, -30), (-1.03 * w, -56), (-0.6 * w, -77), (0, -82), (0.6 * w, -77), (1.03 * w, -56), (1.07 * w, -30)]
         mask = front.fill(spline(dome), lighter(colour, 0.1), below=darker(colour, 0.08))
         front.fill(ellipse(0.7 * w, -54, 22, 42), darker(colour, 0.6), alpha=0.14, blur=7, within=mask)
         front.fill(ellipse(0, -33, 1.12 * w, 10.5, power=4), lighter(colour, 0.18), below=darker(colour, 0.02))
         for i in range(-5, 6):
             front.stroke([(i * w * 0.19, -41), (i * w * 0.2, -25)], 1.3, darker(colour, 0.3), alpha=0.45)
-        front.fill(ellipse(0, -90, 11, 11), lighter(colour, 0.45), below=lighter(colour, 0.2))
+        front.fill(ellipse(0, -84, 10, 10), lighter(colour, 0.45), below=lighter(colour, 0.2))
     elif who.accessory == "headphones":
         arc = [((w + 7) * math.sin(a), 2 - 76 * math.cos(a)) for a in [i * 0.155 - 1.55 for i in range(21)]]
         front.stroke(arc, 8, darker(colour, 0.5))
