@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -72,7 +73,7 @@ class FakeSession:
                 index=index,
                 frames=torch.full((FRAMES_PER_CHUNK, SIZE, SIZE, 3), 90, dtype=torch.uint8),
                 samples=torch.zeros(SAMPLES_PER_CHUNK),
-                words=tuple(Word(text=w, start=begin + 0.4 * i, end=begin + 0.4 * i + 0.3) for i, w in enumerate(spoken)),
+                words=tuple(Word(text=w, start=t, end=t + 0.3) for t, w in zip(count(begin, 0.4), spoken)),
                 last=self.spoken_words == self.total_words,
                 seconds={"orchestrate": 0.1, "denoise": 0.2, "decode_video": 0.1, "decode_audio": 0.01},
             )

@@ -32,7 +32,8 @@ def test_a_short_exclamation_stays_with_what_follows() -> None:
 
 
 def test_a_long_sentence_is_cut_and_laid_on_two_even_lines() -> None:
-    got = cues(spoken("When the power went out the whole village came outside to look at the stars above them", each=0.2))
+    text = "When the power went out the whole village came outside to look at the stars above them"
+    got = cues(spoken(text, each=0.2))
     assert len(got) == 2
     first, second = got[0].lines
     assert abs(len(first) - len(second)) < 12
@@ -74,12 +75,10 @@ def test_an_unwritable_place_says_so(tmp_path: Path) -> None:
         write_vtt(tmp_path / "missing" / "a.vtt", [])
 
 
-@given(
-    st.lists(
-        st.tuples(st.text(st.characters(categories=["L", "P"]), min_size=1, max_size=12), st.floats(0, 2), st.floats(0, 1)),
-        max_size=60,
-    )
-)
+WORDS = st.text(st.characters(categories=["L", "P"]), min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(WORDS, st.floats(0, 2), st.floats(0, 1)), max_size=60))
 def test_cues_are_ordered_and_lose_nothing(parts: list[tuple[str, float, float]]) -> None:
     now, words = 0.0, []
     for text, length, gap in parts:

@@ -10,6 +10,7 @@ import io
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import IO, cast
 
 import av
 import numpy as np
@@ -151,7 +152,7 @@ class Pipe(io.RawIOBase):
 @pytest.mark.parametrize("fragment", ["mp4", "webm"])
 def test_a_byte_stream_plays_while_it_grows(fragment: str) -> None:
     pipe = Pipe()
-    with Muxer(pipe, fragment=fragment) as muxer:
+    with Muxer(cast(IO[bytes], pipe), fragment=fragment) as muxer:
         muxer.write(make_chunk(0))
         muxer.write(make_chunk(1))
         muxer.write(make_chunk(2))

@@ -65,7 +65,7 @@ def info(
     pipe = StreamCharPipeline.from_pretrained(model)
     parts = [component_figures(name, module) for name, module in pipe.components().items()]
     figures = model_figures(pipe.config)
-    total = {"parameters": sum(part["parameters"] for part in parts), "mib": round(sum(part["mib"] for part in parts), 2)}
+    total = {"parameters": sum(part["parameters"] for part in parts), "mib": sum(part["mib"] for part in parts)}
     if as_json:
         print(json.dumps({**figures, "components": parts, "total": total, "machine": machine()}))
         return
@@ -86,8 +86,8 @@ def _show(figures: dict[str, Any], parts: list[dict[str, Any]], total: dict[str,
     for title in ("dtype", "device"):
         table.add_column(title)
     for part in parts:
-        row = (part["name"], part["class"], f"{part['parameters']:,}", f"{part['mib']:.1f}", part["dtype"], part["device"])
-        table.add_row(*row)
+        sizes = (f"{part['parameters']:,}", f"{part['mib']:.1f}")
+        table.add_row(part["name"], part["class"], *sizes, part["dtype"], part["device"])
     table.add_section()
     table.add_row("total", "", f"{total['parameters']:,}", f"{total['mib']:.1f}")
     console.print(table)

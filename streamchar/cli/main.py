@@ -24,8 +24,8 @@ from streamchar.errors import StreamCharError
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-# what typer raises for a bad option; its click may be its own copy, so the class is found by descent
-_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+# what typer raises for a bad option; its click may be its own copy, so the class is reached by descent
+_UsageError: type[Exception] = typer.BadParameter.__base__ or typer.BadParameter
 
 app = typer.Typer(
     help="Text in, a talking character out, live.",
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StreamCharError as error:
         return fail(one_line(error))
     except _UsageError as error:
-        return fail(f"{' '.join(error.format_message().split())} (see streamchar --help)")  # type: ignore[attr-defined]
+        message = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
+        return fail(f"{message} (see streamchar --help)")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:

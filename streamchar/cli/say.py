@@ -143,7 +143,8 @@ def speak(request: Request) -> dict[str, Any]:
         if first is None:
             raise StateError("the saved stream has already spoken its whole text; start a new one with a text")
         if session.stalled:
-            logger.warning("the speech stopped advancing: %d of %d words spoken", session.spoken_words, session.total_words)
+            spoken = (session.spoken_words, session.total_words)
+            logger.warning("the speech stopped advancing: %d of %d words spoken", *spoken)
         if caption_file:
             with writing(caption_file.target):
                 text = vtt(words, start=first * CHUNK_SECONDS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from streamchar.errors import InputError
+from streamchar.errors import CheckpointError, InputError
+
+logger = logging.getLogger(__name__)
+
+SHEET_CHARACTERS = 24
 
 
 def world(
@@ -18,7 +23,11 @@ def world(
     hours: Annotated[float | None, typer.Option(help="Hours of clips to write.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that write shards.")] = 1,
     seed: Annotated[int, typer.Option(help="The character, or the first of the sheet or shards.")] = 0,
-    prompt: Annotated[str | None, typer.Option(help="How the character behaves; by default what the seed says.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="How the character behaves; else as the seed has it.")] = None,
+    audio_codec: Annotated[Path | None, typer.Option(metavar="DIR", help="Codec of the shards; else toon's.")] = None,
+    video_codec: Annotated[Path | None, typer.Option(metavar="DIR", help="Codec of the shards; else toon's.")] = None,
+    speech_only: Annotated[bool, typer.Option("--speech-only", help="Shards without pictures, for stage 1.")] = False,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Shards of held-out characters and sentences.")] = False,
 ) -> None:
     """Draw the cartoon world: a clip (--text), a sheet (--sheet) or training data (--shards)."""
     asked = [name for name, value in (("--text", text), ("--sheet", sheet), ("--shards", shards)) if value is not None]
@@ -31,11 +40,25 @@ def world(
     elif sheet is not None:
         draw_sheet(sheet, seed)
     elif shards is not None:
-        write_shards(shards, hours, workers, seed)
+        check_shards(shards, hours, workers)
+        from streamchar.data.prepare import Recipe, prepare
+
+        prepare(
+            Recipe(
+                folder=shards,
+                hours=hours or 0.0,
+                audio_codec=codec_folder(audio_codec, "audio_codec"),
+                video_codec=None if speech_only else codec_folder(video_codec, "video_codec"),
+                seed=seed,
+                held_out=held_out,
+                workers=workers,
+            )
+        )
 
 
 def draw_clip(seed: int, text: str, prompt: str | None, output: Path | None) -> None:
     """One clip of character `seed`, drawn and spoken by the world itself."""
+    from streamchar.clock import CHUNK_SECONDS, frames, samples
     from streamchar.stream.inputs import read_text
     from streamchar.stream.mux import Muxer
 
@@ -43,11 +66,20 @@ def draw_clip(seed: int, text: str, prompt: str | None, output: Path | None) -> 
         raise InputError("missing -o: give the clip's file, such as -o clip.mp4")
     text = read_text(text, None)
     with Muxer(output) as muxer:
+        from streamchar.world.character import character
         from streamchar.world.clips import make_clip
+        from streamchar.world.prompt import parse
 
-        clip = make_clip(seed, text, prompt=prompt) if prompt else make_clip(seed, text)
-        muxer.add(clip.frames, clip.samples)
-    print(f"{output}: {muxer.frames / 24:.1f} s, character {seed}")
+        direction = None
+        if prompt is not None:
+            direction, unknown = parse(prompt)
+            if unknown:
+                logger.warning("the world does not know these words of the prompt: %s", ", ".join(unknown))
+        clip = make_clip(seed, text, who=character(seed), direction=direction)
+        for chunk in range(clip.chunks):  # drawn piece by piece: a long text needs no more memory
+            picture_T3HW = clip.frames(frames(chunk), frames(chunk + 1))
+            muxer.add(picture_T3HW.permute(0, 2, 3, 1), clip.speech.samples[samples(chunk) : samples(chunk + 1)])
+    print(f"{output}: {float(clip.chunks * CHUNK_SECONDS):.1f} s, character {seed}, {clip.prompt!r}")
 
 
 def draw_sheet(target: Path, seed: int) -> None:
@@ -59,18 +91,23 @@ def draw_sheet(target: Path, seed: int) -> None:
     with Draft(target) as draft:
         from streamchar.world.sheet import sheet
 
-        sheet(draft.path, seed=seed)
+        sheet(draft.path, seeds=range(seed, seed + SHEET_CHARACTERS))
     print(target)
 
 
-def write_shards(folder: Path, hours: float | None, workers: int, seed: int) -> None:
-    """Training data; what is already in `folder` is kept and counted."""
+def check_shards(folder: Path, hours: float | None, workers: int) -> None:
+    """Raise `InputError` for what cannot be prepared."""
     if hours is None or not 0 < hours < float("inf"):
         raise InputError(f"--shards needs --hours above 0, got {hours}")
     if workers < 1:
         raise InputError(f"--workers must be at least 1, got {workers}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--shards must be a folder, {folder} is a file")
-    from streamchar.data.prepare import prepare
 
-    prepare(folder, hours=hours, workers=workers, seed=seed)
+
+def codec_folder(given: Path | None, component: str) -> Path:
+    """The codec to encode shards with: a folder that was given, or toon's own."""
+    folder = given or Path(__file__).parents[1] / "assets" / "toon" / component
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"expected a codec in {folder} (config.json and safetensors), found none")
+    return folder

@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError, InvalidDataError
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -107,7 +108,8 @@ def read_image(path: str | Path, height: int, width: int) -> Tensor:
 
     The size is read from the header and checked before anything is decoded.
     """
-    too_large = InputError(f"the image {path} is too large: at most {MAX_PIXELS // 1_000_000} megapixels; scale it down")
+    most = f"at most {MAX_PIXELS // 1_000_000} megapixels"
+    too_large = InputError(f"the image {path} is too large: {most}; scale it down")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -165,8 +167,8 @@ def read_voice(path: str | Path, *, max_seconds: float) -> Tensor:
         raise InputError(f"the reference audio {path} {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"there is no audio file {path}") from error
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = "not an audio file" if isinstance(error, av.InvalidDataError) else _reason(error)
+    except (FFmpegError, OSError, ValueError) as error:
+        reason = "not an audio file" if isinstance(error, InvalidDataError) else _reason(error)
         raise InputError(f"cannot read the reference audio {path}: {reason}; give a WAV, FLAC, MP3, ...") from error
     seconds = samples.shape[0] / AUDIO_RATE
     if seconds < MIN_VOICE_SECONDS:

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import av
 import soundfile
+from av.error import FFmpegError
 from torch import Tensor
 
 from streamchar.clock import FRAMES_PER_CHUNK, SAMPLES_PER_CHUNK
@@ -28,7 +28,7 @@ from streamchar.types import Chunk
 logger = logging.getLogger(__name__)
 
 Sink = MovieSink | WavSink
-_REFUSALS = (OSError, av.FFmpegError, soundfile.SoundFileError)
+_REFUSALS = (OSError, FFmpegError, soundfile.SoundFileError)
 
 _FILES: dict[str, Callable[[Path], Sink]] = {
     ".mp4": lambda path: MovieSink(path, MP4),
