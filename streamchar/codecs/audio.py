@@ -176,7 +176,8 @@ class Decoder(nn.Module):
             after.append(keep)
         h = self.norm(h)
         harmonic, phase, noise = self.spectrum(h).float().split(BINS, dim=-1)
-        log_pitch, voiced = self.pitch(h).float().unbind(-1)
+        with torch.autocast(h.device.type, enabled=False):  # 1 % of pitch is audible, 8 bits are not enough
+            log_pitch, voiced = self.pitch(h.float()).unbind(-1)
         return Spectra(
             harmonic=harmonic.clamp(-14, 6),
             phase=math.pi * torch.tanh(phase),

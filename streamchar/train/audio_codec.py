@@ -25,7 +25,7 @@ from streamchar.config.model import AudioCodecConfig
 from streamchar.errors import DataError
 from streamchar.world.splits import HELD_OUT_VOICES
 from streamchar.world.text import sentences
-from streamchar.world.voice import VOICES, Voice, speak
+from streamchar.world.voice import VOICES, log_uniform, random_voice, speak
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +33,6 @@ LATENT_NOISE = 0.2
 SEGMENT = clock.SAMPLES_PER_CHUNK
 FRAMES = SEGMENT // HOP
 RESOLUTIONS = ((4096, 1024), (2048, 512), (1024, 256), (512, 128), (256, 64))
-
-
-def random_voice(rng: random.Random) -> Voice:
-    """A speaker of no name: the codec must carry voices that no preset has."""
-    pitch = log_uniform(rng, 0.45, 1.75)
-    tract = min(1.3, max(0.76, pitch**0.3 * log_uniform(rng, 0.9, 1.12)))
-    return Voice(
-        name="random", pitch=pitch, tract=tract, pitch_range=rng.uniform(0.1, 1.6), tempo=rng.uniform(0.85, 1.15),
-        breath=rng.choice([0.0, 0.0, rng.uniform(0, 1)]), tilt=rng.uniform(-1, 0.6),
-    )
-
-
-def log_uniform(rng: random.Random, low: float, high: float) -> float:
-    """Log-uniform."""
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def prepare_speech(folder: Path, hours: float, seed: int) -> None:
@@ -66,7 +51,7 @@ def prepare_speech(folder: Path, hours: float, seed: int) -> None:
         label = np.zeros(blocks, np.uint8)
         for mark in speech.phonemes:
             label[round(mark.start * 96) : round(mark.end * 96)] = phonemes.ALPHABET.index(mark.symbol)
-        gain = np.exp(rng.uniform(-0.5, 0.2))
+        gain = log_uniform(rng, 0.6, 1.2)
         sounds.append((speech.samples[: blocks * HOP].numpy() * gain * 32767).clip(-32767, 32767).astype(np.int16))
         pitch = np.zeros(blocks, np.float16)
         given = speech.pitch.numpy()[:blocks]
@@ -209,7 +194,7 @@ def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -
 
 def train_audio_codec(
     data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, lr: float = 1.5e-3,
-    adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False,
+    adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False, bf16: bool = True,
 ) -> None:
     """Train for `minutes` and write the component folder `out`."""
     torch.manual_seed(seed)
@@ -225,7 +210,8 @@ def train_audio_codec(
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * share)))
         samples, pitch, label = speeches.batch(batch, rng)
-        total, parts, made = loss_net(codec, samples, pitch, label)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            total, parts, made = loss_net(codec, samples, pitch, label)
         if share > adversarial_after:
             total = total + _adversarial(critic, judge, made[:, WINDOW:], samples[:, WINDOW:], parts)
         optimizer.zero_grad()
@@ -237,7 +223,7 @@ def train_audio_codec(
             average[key] = 0.98 * average.get(key, value) + 0.02 * value
         if step % 50 == 0:
             log.info("step %d share %.2f %s", step, share, json.dumps({k: round(v, 4) for k, v in average.items()}))
-        if step % 1000 == 0 and not freeze_encoder:
+        if step % 500 == 0 and not freeze_encoder:
             calibrate(codec, speeches, rng)
             codec.save(out)
     if not freeze_encoder:

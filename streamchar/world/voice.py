@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,21 @@ VOICES: tuple[Voice, ...] = (
     Voice(name="sprite", pitch=1.18, tract=1.10, tempo=0.98, pitch_range=0.8),
 )
 """The last two are held out of training (`world/splits.py`)."""
+
+
+def random_voice(rng: random.Random) -> Voice:
+    """A speaker of no name: the codec must carry voices that no preset has."""
+    pitch = log_uniform(rng, 0.45, 1.75)
+    tract = min(1.3, max(0.76, pitch**0.3 * log_uniform(rng, 0.9, 1.12)))
+    return Voice(
+        name="random", pitch=pitch, tract=tract, pitch_range=rng.uniform(0.1, 1.6), tempo=rng.uniform(0.85, 1.15),
+        breath=rng.choice([0.0, 0.0, rng.uniform(0, 1)]), tilt=rng.uniform(-1, 0.6),
+    )
+
+
+def log_uniform(rng: random.Random, low: float, high: float) -> float:
+    """Log-uniform."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _cache_folder() -> Path:

@@ -1,0 +1,161 @@
+"""Data generation: world clips through the codecs into shards; parallel, resumable.
+
+Shard i of a folder is a function of (seed, i) alone: workers take numbers, a stopped run goes on
+where shards are missing, and two machines can share the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from streamchar import clock, phonemes
+from streamchar.data.shards import REFERENCE_LATENTS, ClipRecord, write_shard
+from streamchar.errors import ConfigError
+from streamchar.types import AudioCodec, Speech, VideoCodec
+
+log = logging.getLogger(__name__)
+
+SHARD_SECONDS = 600.0
+END_ID = len(phonemes.ALPHABET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to prepare."""
+
+    folder: Path
+    hours: float
+    audio_codec: Path
+    video_codec: Path | None = None
+    """None: speech alone, for stage 1."""
+    seed: int = 0
+    held_out: bool = False
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0:
+            raise ConfigError(f"hours must be above 0, got {self.hours}")
+
+    @property
+    def shards(self) -> int:
+        return max(1, round(self.hours * 3600 / SHARD_SECONDS))
+
+
+def tokens_of(speech: Speech) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and start times of a world utterance, the end token last."""
+    from streamchar.world.clips import merge_pauses
+
+    timed = merge_pauses(speech)
+    ids = [phonemes.ALPHABET.index(s) for s, _, _ in timed] + [END_ID]
+    starts = [a for _, a, _ in timed] + [timed[-1][2]]
+    return torch.tensor(ids, dtype=torch.int16), torch.tensor(starts, dtype=torch.float32)
+
+
+@torch.no_grad()
+def _encode_speech(codec: AudioCodec, speech: Speech) -> torch.Tensor:
+    usable = speech.samples.shape[0] // codec.stride * codec.stride
+    return codec.encode(speech.samples[None, :usable])[0]
+
+
+def _reference(codec: AudioCodec, voice, rng: random.Random, held_out: bool) -> torch.Tensor:
+    from streamchar.world.text import sentences
+    from streamchar.world.voice import speak
+
+    speech = speak(sentences(rng.randrange(2**31), 1, held_out=held_out)[0], voice, seed=rng.randrange(2**31))
+    latents = _encode_speech(codec, speech)
+    start = rng.randint(0, max(0, latents.shape[0] - REFERENCE_LATENTS))
+    return latents[start : start + REFERENCE_LATENTS]
+
+
+def speech_record(codec: AudioCodec, seed: int, *, held_out: bool) -> ClipRecord:
+    """A clip of speech alone, by a trained voice or, one time in four, by a random one."""
+    from streamchar.world.clips import talk
+    from streamchar.world.splits import HELD_OUT_VOICES
+    from streamchar.world.text import sentences
+    from streamchar.world.voice import VOICES, random_voice
+
+    rng = random.Random(f"speech-{seed}-{held_out}")
+    named = [v for i, v in enumerate(VOICES) if i not in HELD_OUT_VOICES]
+    voice = random_voice(rng) if rng.random() < 0.25 else rng.choice(named)
+    speech = talk(sentences(seed, rng.randint(2, 5), held_out=held_out, template_rate=0.2), voice, rng)
+    ids, starts = tokens_of(speech)
+    return ClipRecord(
+        audio=_encode_speech(codec, speech), reference=_reference(codec, voice, rng, held_out), tokens=ids,
+        token_start=starts, text=speech.text, voice=voice.name, seed=seed,
+    )
+
+
+@torch.no_grad()
+def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bool) -> ClipRecord:
+    """A clip of speech and picture by a character of the split."""
+    from streamchar.world.clips import make_clip
+    from streamchar.world.render import draw_frame
+    from streamchar.world.voice import VOICES
+
+    clip = make_clip(seed, held_out=held_out)
+    rng = random.Random(f"reference-{seed}-{held_out}")
+    ids, starts = tokens_of(clip.speech)
+    latents = []
+    for chunk in range(clip.chunks):
+        frames = clip.frames(clock.frames(chunk), clock.frames(chunk + 1)).float().div(127.5).sub(1)
+        latents.append(video.encode(frames.transpose(0, 1)[None])[0])
+    still = draw_frame(clip.character).float().div(127.5).sub(1)
+    voice = VOICES[clip.character.voice]
+    return ClipRecord(
+        audio=_encode_speech(audio, clip.speech), reference=_reference(audio, voice, rng, held_out), tokens=ids,
+        token_start=starts, text=clip.speech.text, voice=voice.name, seed=seed, prompt=clip.prompt,
+        direction=(clip.direction.mood, clip.direction.gesture, clip.direction.energy),
+        video=torch.stack(latents).to(torch.float16), still=video.encode(still.reshape(1, 3, 1, *still.shape[-2:]))[0],
+    )
+
+
+def prepare_shard(recipe: Recipe, index: int) -> Path:
+    """Make shard `index` unless it is there."""
+    from streamchar.codecs.audio import ToonAudioCodec
+    from streamchar.codecs.video import ToonVideoCodec
+
+    path = recipe.folder / f"shard-{index:05d}.safetensors"
+    if path.exists():
+        return path
+    audio = ToonAudioCodec.load(recipe.audio_codec)
+    video = None if recipe.video_codec is None else ToonVideoCodec.load(recipe.video_codec)
+    clips: list[ClipRecord] = []
+    seconds, seed, began = 0.0, (recipe.seed * 100_000 + index) * 1000, time.monotonic()
+    while seconds < SHARD_SECONDS:
+        record = (
+            speech_record(audio, seed, held_out=recipe.held_out) if video is None
+            else clip_record(audio, video, seed, held_out=recipe.held_out)
+        )
+        clips.append(record)
+        seconds += record.audio.shape[0] / float(clock.AUDIO_LATENT_RATE)
+        seed += 1
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    write_shard(path, clips)
+    log.info("shard %d: %d clips, %.0f s, %.1f x real time", index, len(clips), seconds,
+             seconds / (time.monotonic() - began))
+    return path
+
+
+def _work(job: tuple[Recipe, int]) -> Path:
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO)
+    return prepare_shard(*job)
+
+
+def prepare(recipe: Recipe) -> list[Path]:
+    """Make all missing shards with `workers` processes; returns every shard of the recipe."""
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(recipe, index) for index in range(recipe.shards)]
+    if recipe.workers <= 1:
+        return [prepare_shard(*job) for job in jobs]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with multiprocessing.get_context("spawn").Pool(recipe.workers) as pool:
+        return list(pool.imap_unordered(_work, jobs))
