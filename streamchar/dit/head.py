@@ -13,30 +13,34 @@ from streamchar.nn.embeddings import TimeStates
 from streamchar.nn.modulation import ModulationTable
 
 
-def linear_velocity(sigma: Tensor) -> Tensor:
-    """The best factor a in v = a x when z has zero mean and unit variance, by sigma.
+def linear_velocity(sigma: Tensor, deviation: Tensor | float = 1.0) -> Tensor:
+    """The best factor a in v = a x when z has zero mean and this standard deviation, by sigma.
 
     x = (1 - sigma) z + sigma eps and v = eps - z give E[v x] / E[x x].
     """
-    return (2 * sigma - 1) / ((1 - sigma) ** 2 + sigma**2)
+    variance = deviation**2
+    return (sigma - (1 - sigma) * variance) / ((1 - sigma) ** 2 * variance + sigma**2)
 
 
 class VelocitySkip(nn.Module):
     """a(sigma) x: the part of the velocity that is linear in the noisy latent, past the narrow network.
 
-    a = gain * linear_velocity(sigma) + a learned linear map of the time embedding (zero at the start), one
-    value per latent channel. Wan has no such path: `load_wan` sets the gain to zero.
+    a = gain * linear_velocity(sigma, deviation) + a learned linear map of the time embedding (zero at the
+    start), one value per latent channel. `deviation` is the latents' own, set from data before training: the
+    sorted audio channels differ by two orders, and the text decides in the large ones. Wan has no such path:
+    `load_wan` sets the gain to zero.
     """
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1))
         self.proj = nn.Linear(width, channels)
+        self.register_buffer("deviation", torch.ones(channels))
 
     def forward(self, time: TimeStates) -> Tensor:
         """-> a (B, S, C) float32."""
         learned_BSC = self.proj(time.embedding).float()
-        return self.gain.float() * linear_velocity(time.sigma)[..., None] + learned_BSC
+        return self.gain.float() * linear_velocity(time.sigma[..., None].float(), self.deviation.float()) + learned_BSC
 
 
 class Head(nn.Module):
