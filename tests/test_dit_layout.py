@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,7 +18,11 @@ FULL = Layout(grid=(2, 3), sink=9, motion=9)
 
 def test_segments_follow_each_other():
     assert [FULL.segment(name) for name in SEGMENTS] == [
-        slice(0, 6), slice(6, 60), slice(60, 114), slice(114, 168), slice(168, 201)
+        slice(0, 6),
+        slice(6, 60),
+        slice(60, 114),
+        slice(114, 168),
+        slice(168, 201),
     ]
     assert (FULL.tokens, FULL.condition_tokens, FULL.noisy_tokens) == (201, 114, 87)
 
@@ -26,7 +32,9 @@ def test_toon_has_481_tokens():
     assert (layout.condition_tokens, layout.noisy_tokens) == (304, 177)
 
 
-@pytest.mark.parametrize("sink, motion, video, audio", [(9, 9, 9, 33), (0, 9, 9, 33), (0, 0, 27, 99), (9, 9, 0, 33)])
+@pytest.mark.parametrize(
+    ("sink", "motion", "video", "audio"), [(9, 9, 9, 33), (0, 9, 9, 33), (0, 0, 27, 99), (9, 9, 0, 33)]
+)
 def test_grouped_prefixes_are_the_mask(sink, motion, video, audio):
     layout = Layout(grid=(2, 2), sink=sink, motion=motion, video=video, audio=audio)
     table = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
@@ -102,8 +110,6 @@ def probe(model, layout, given, noisy):
 def test_gradients_flow_exactly_where_the_mask_says():
     """d output segment / d input segment through three blocks, for all 25 pairs."""
     torch.manual_seed(0)
-    from dataclasses import replace
-
     config = replace(tiny().dit, layers=3)
     model = JointDiT(config)
     with torch.no_grad():

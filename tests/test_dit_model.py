@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from streamchar.config.presets import tiny
 from streamchar.dit.cache import Conditions
@@ -15,7 +17,7 @@ from streamchar.errors import InputError
 
 CONFIG = tiny().dit
 BATCH, SIZE = 2, (2, 4)
-TOLERANCE = dict(rtol=1e-5, atol=2e-6)
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def latents(frames, batch=BATCH):
 
 
 def conditions(batch=BATCH, **without):
-    found = dict(ref=latents(1, batch), sink=latents(9, batch), motion=latents(9, batch))
+    found = {"ref": latents(1, batch), "sink": latents(9, batch), "motion": latents(9, batch)}
     return Conditions(text=torch.randn(batch, 5, CONFIG.text_width), **{**found, **without})
 
 
@@ -95,11 +97,9 @@ def test_condition_keys_do_not_depend_on_noise(dit):
     x_v, x_a, c_a, sigma = noisy()
     cache = dit.encode_conditions(dit.layout(given, x_v, x_a), given)
     layout = dit.layout(given, x_v, None)
-    equal(dit.denoise(x_v, None, None, sigma, layout, cache).video,
-          dit(x_v, None, None, sigma, layout, given).video)
+    equal(dit.denoise(x_v, None, None, sigma, layout, cache).video, dit(x_v, None, None, sigma, layout, given).video)
     layout = dit.layout(given, None, x_a)
-    equal(dit.denoise(None, x_a, c_a, sigma, layout, cache).audio,
-          dit(None, x_a, c_a, sigma, layout, given).audio)
+    equal(dit.denoise(None, x_a, c_a, sigma, layout, cache).audio, dit(None, x_a, c_a, sigma, layout, given).audio)
 
 
 @torch.no_grad()
@@ -169,8 +169,10 @@ def test_ffn_routing_by_modality(dit):
     hooks = []
     for block in dit.blocks[:-1]:
         for name in counts:
+
             def count(module, args, name=name):
                 counts[name] += args[0].shape[1]
+
             hooks.append(getattr(block, name).register_forward_pre_hook(count))
     layout = dit.layout(given, x_v, x_a)
     dit(x_v, x_a, c_a, sigma, layout, given)
@@ -259,6 +261,41 @@ def test_bfloat16_stays_close_and_keeps_types():
     assert model(x_v.bfloat16(), x_a, c_a, sigma, layout, given).video.dtype == torch.bfloat16
 
 
+@torch.no_grad()
+def test_compiled_equals_eager():
+    """One graph without a break; one block of each kind, as tracing is slow."""
+    torch.manual_seed(0)
+    model = JointDiT(replace(CONFIG, layers=1, audio_layers=1))
+    torch.nn.init.normal_(model.head.proj_out.weight)
+    given = conditions(has_sink=torch.tensor([True, False]))
+    x_v, x_a, c_a, sigma = noisy()
+    layout = model.layout(given, x_v, x_a)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    equal(compiled(x_v, x_a, c_a, sigma, layout, given), model(x_v, x_a, c_a, sigma, layout, given))
+    torch.compiler.reset()
+
+
+def test_checkpointed_blocks_give_the_same_gradients(dit):
+    """Activation checkpointing is applied from outside, block by block."""
+    given = conditions()
+    x_v, x_a, c_a, sigma = noisy()
+    layout = dit.layout(given, x_v, x_a)
+
+    def gradients(model):
+        model.zero_grad()
+        out = model(x_v, x_a, c_a, sigma, layout, given)
+        (out.video.square().mean() + out.audio.square().mean()).backward()
+        return {name.replace("_checkpoint_wrapped_module.", ""): p.grad for name, p in model.named_parameters()}
+
+    expected = gradients(dit)
+    wrapped = copy.deepcopy(dit)
+    wrapped.blocks = torch.nn.ModuleList(checkpoint_wrapper(block) for block in wrapped.blocks)
+    got = gradients(wrapped)
+    assert all(gradient is not None for gradient in expected.values())
+    equal(got, expected)
+    dit.zero_grad()
+
+
 def test_inputs_that_do_not_fit_are_refused(dit):
     given = conditions()
     x_v, x_a, c_a, sigma = noisy()
@@ -269,6 +306,7 @@ def test_inputs_that_do_not_fit_are_refused(dit):
         dit(x_v, x_a, None, sigma, layout, given)
     with pytest.raises(InputError, match="sink: expected latents"):
         dit(x_v, x_a, c_a, sigma, layout, replace(given, sink=None))
+    fewer = replace(given, sink=None)
+    cache = dit.encode_conditions(dit.layout(fewer, x_v, x_a), fewer)
     with pytest.raises(InputError, match="expected a cache of the layout's conditions"):
-        fewer = replace(given, sink=None)
-        dit.denoise(x_v, x_a, c_a, sigma, layout, dit.encode_conditions(dit.layout(fewer, x_v, x_a), fewer))
+        dit.denoise(x_v, x_a, c_a, sigma, layout, cache)

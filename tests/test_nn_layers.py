@@ -35,7 +35,8 @@ def test_joined_prefixes_are_what_was_joined():
     parts = [KeyValue(*torch.randn(2, 1, tokens, 2, 4)) for tokens in (3, 5)]
     both = join(parts)
     assert both.tokens == 8
-    assert torch.equal(both.prefix(3).key, parts[0].key) and torch.equal(both.prefix(3).value, parts[0].value)
+    assert torch.equal(both.prefix(3).key, parts[0].key)
+    assert torch.equal(both.prefix(3).value, parts[0].value)
     assert both.prefix(8) is both
 
 
@@ -76,7 +77,8 @@ def test_time_states_of_one_level_and_of_one_per_token():
     one, many = embed(torch.tensor([0.3, 0.8])), embed(torch.tensor([[0.3] * 5, [0.8] * 5]))
     assert (one.embedding.shape, one.rows.shape) == ((2, 1, 8), (2, 1, 6, 8))
     torch.testing.assert_close(many.rows[:, 2:3], one.rows)
-    assert one.tokens(slice(0, 2)) is one and many.tokens(slice(0, 2)).rows.shape == (2, 2, 6, 8)
+    assert one.tokens(slice(0, 2)) is one
+    assert many.tokens(slice(0, 2)).rows.shape == (2, 2, 6, 8)
 
 
 def test_patchify_is_a_strided_convolution():

@@ -46,7 +46,8 @@ def initialise(dit: nn.Module) -> None:
 
 def _open_gates(block: nn.Module, gate: float) -> None:
     table = block.scale_shift_table
-    assert isinstance(table, ModulationTable) and table.rows_1MD.shape[1] == MODULATION_ROWS
+    assert isinstance(table, ModulationTable)
+    assert table.rows_1MD.shape[1] == MODULATION_ROWS
     table.rows_1MD[:, [GATE_ATTENTION, GATE_FFN]] = gate
     cross = getattr(block, "attn2", None)  # cross-attention has no gate in Wan: its output layer is scaled
     if isinstance(cross, Attention):

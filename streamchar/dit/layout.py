@@ -130,7 +130,7 @@ class Layout:
         motion ends at -1; the sink fills -18 to -10; the reference stands at -19. A further chunk begins 9
         later, as the new chunk does after motion. Audio has no place in space: 0.
         """
-        kind: dict[str, Any] = dict(device=device, dtype=torch.float64)
+        kind: dict[str, Any] = {"device": device, "dtype": torch.float64}
         times = {
             "ref": REF_START - self.ref + 1 + torch.arange(self.ref, **kind),
             "sink": SINK_START + torch.arange(self.sink, **kind),

@@ -130,9 +130,7 @@ class JointDiT(nn.Module):
         if done < layout.condition_tokens:
             turn = self._rotation(layout, conditions.text.device)
             spans = (self._clean_span(layout, done, turn, presence),)
-            _, past = self._run(
-                (self._clean(layout, done, conditions),), Pass(spans=spans, text=text, keep=True), past
-            )
+            _, past = self._run((self._clean(layout, done, conditions),), Pass(spans=spans, text=text, keep=True), past)
         elif past is None:  # no condition tokens at all: text keys alone
             _, past = self._run((), Pass(spans=(), text=text, keep=True), None)
         return ConditionCache(layout=layout, layers=past, presence=presence)
@@ -208,9 +206,7 @@ class JointDiT(nn.Module):
         time = self.condition_embedder.time(torch.zeros(1, device=turn.cos.device))
         return self._span(layout, slice(start, layout.condition_tokens), time, turn, presence)
 
-    def _span(
-        self, layout: Layout, part: slice, time: TimeStates, turn: Rotation, presence: dict[str, Tensor]
-    ) -> Span:
+    def _span(self, layout: Layout, part: slice, time: TimeStates, turn: Rotation, presence: dict[str, Tensor]) -> Span:
         groups = layout.groups(part.start, part.stop)
         return Span(
             start=part.start,
@@ -244,9 +240,7 @@ class JointDiT(nn.Module):
             audio = self.audio.decode(noisy.encoded, x_BLD[:, tokens:], noisy.x_a, noisy.audio_time)
         return Velocity(video=video, audio=audio)
 
-    def _check(
-        self, layout: Layout, x_v: Tensor | None, x_a: Tensor | None, c_a: Tensor | None
-    ) -> None:
+    def _check(self, layout: Layout, x_v: Tensor | None, x_a: Tensor | None, c_a: Tensor | None) -> None:
         """The noisy inputs against the layout."""
         config = self.config
         if layout.video or x_v is not None:

@@ -107,7 +107,8 @@ def load_wan(dit: JointDiT, state_dict: Mapping[str, Tensor]) -> WanReport:
 def _require_video_path(parameters: Mapping[str, Tensor], filled: set[str]) -> None:
     ours_alone = ("audio.", "head.velocity.")
     missing = sorted(
-        name for name in parameters
+        name
+        for name in parameters
         if name not in filled and not name.startswith(ours_alone) and ".audio_ffn." not in name
     )
     if missing:

@@ -1,7 +1,7 @@
 """What enters a transformer: noise level, text states and video patches.
 
-Shape letters: B batch, M modulation rows, S noise levels of a sample, D width, T latent frames, C channels, H W latent height
-and width, L tokens, P latents of a patch.
+Shape letters: B batch, S noise levels of a sample, M modulation rows, D width, T latent frames, C channels,
+H W latent height and width, L tokens, P latents of a patch.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ Everything here is float32: a bfloat16 `1 + scale` has two digits.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +20,9 @@ class Modulation:
     def __init__(self, rows_BSMD: Tensor) -> None:
         self.rows_BSMD = rows_BSMD
 
-    def tokens(self, part: slice) -> Self:
+    def tokens(self, part: slice) -> Modulation:
         """The rows for a slice of the tokens."""
-        return self if self.rows_BSMD.shape[1] == 1 else type(self)(self.rows_BSMD[:, part])
+        return self if self.rows_BSMD.shape[1] == 1 else Modulation(self.rows_BSMD[:, part])
 
     def normed(self, x_BLD: Tensor, shift: int, scale: int, eps: float) -> Tensor:
         """norm(x) * (1 + scale) + shift, in the type of x; `shift` and `scale` are row numbers."""
