@@ -25,8 +25,8 @@ def toon() -> ModelConfig:
             vocab_size=192, width=256, layers=6, heads=4, kv_heads=2, ffn=704, pointer_width=128
         ),
         dit=DiTConfig(
-            width=256, layers=6, heads=4, ffn=768, video_channels=48, condition_width=256, text_width=128,
-            audio_layers=3,
+            width=256, layers=5, heads=4, ffn=640, video_channels=48, condition_width=256, text_width=128,
+            audio_layers=2,
         ),
         video=VideoCodecConfig(
             family="toon", latent_channels=48, spatial_stride=32, widths=(96, 160, 224, 256), blocks=(2, 3, 2, 2)

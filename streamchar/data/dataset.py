@@ -21,6 +21,7 @@ from streamchar.data.shards import REFERENCE_LATENTS, ClipRecord, Shard, shard_p
 from streamchar.errors import DataError
 
 J = clock.AUDIO_LATENTS_PER_CHUNK
+EXTRA_TOKENS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +68,14 @@ def progress_at(token_start: np.ndarray, times: np.ndarray) -> np.ndarray:
     return index + np.clip(part, 0, 1)
 
 
-def cut_window(clip: ClipRecord, first: int, chunks: int, look_ahead: int) -> dict[str, Tensor]:
-    """Tokens, cursors and frame targets of chunks first .. first + chunks of a clip."""
+def cut_window(clip: ClipRecord, first: int, chunks: int, ahead: int) -> dict[str, Tensor]:
+    """Tokens (`ahead` more than the window speaks), cursors and frame targets of chunks first ..
+    first + chunks of a clip."""
     starts = clip.token_start.numpy().astype(np.float64)
     seconds = float(clock.CHUNK_SECONDS)
     borders = progress_at(starts, (first + np.arange(chunks + 1)) * seconds)
     base = int(borders[0])
-    stop = min(len(starts), int(borders[-1]) + look_ahead + 1)
+    stop = min(len(starts), int(borders[-1]) + ahead + 1)
     centre = (first * J + np.arange(chunks * J) + 0.5) / float(clock.AUDIO_LATENT_RATE)
     frame = np.clip(np.searchsorted(starts, centre, side="right") - 1, 0, None) - base
     return {
@@ -118,8 +120,10 @@ class WindowDataset:
             path, clip, n = self.index[i]
             # a third of the windows begin where the clip does: a stream's start must be learned too
             first = 0 if rng.random() < 0.34 else int(rng.integers(0, n - chunks + 1))
-            picks.append((self.shards[path][clip], first))
-        return collate([(clip, first, cut_window(clip, first, chunks, self.look_ahead)) for clip, first in picks])
+            # a stream's window holds more text than the look-ahead shows: history sees it, the tail does not
+            ahead = self.look_ahead + int(rng.integers(0, EXTRA_TOKENS))
+            picks.append((self.shards[path][clip], first, ahead))
+        return collate([(clip, first, cut_window(clip, first, chunks, ahead)) for clip, first, ahead in picks])
 
 
 def collate(items: list[tuple[ClipRecord, int, dict[str, Tensor]]]) -> Windows:

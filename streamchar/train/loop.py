@@ -1,0 +1,170 @@
+"""The one training loop: steps, rate, averages, logging, checkpoints, exact resume.
+
+An objective says what a step's loss is; the loop does not know what it trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from streamchar.train.checkpoint import load_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast."""
+
+    minutes: float
+    rate: float
+    warmup: int = 200
+    cooldown: float = 0.0
+    """Share of this run's minutes, at its end, in which the rate falls to a twentieth (0: none, so that
+    the run can go on)."""
+    average: float = 0.999
+    clip: float = 1.0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    save_minutes: float = 4.0
+    log_every: int = 20
+    max_steps: int | None = None
+
+
+class Objective(Protocol):
+    """What is trained."""
+
+    name: str
+    model: nn.Module
+    samples_per_step: int
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of step `step` and scalars to log; a function of (seed, step) and the weights."""
+        ...
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Figures on held-out data, with the averaged weights in place."""
+        ...
+
+
+class Averages:
+    """Exponential moving average of the trained weights."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Early steps are forgotten faster: the decay rises with the step."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, p in model.named_parameters():
+            if name in self.values:
+                self.values[name].lerp_(p.detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights with the averages."""
+        for name, p in model.named_parameters():
+            if name in self.values:
+                now = p.detach().clone().float()
+                p.copy_(self.values[name])
+                self.values[name] = now
+
+
+def _rate(schedule: Schedule, step: int, share: float) -> float:
+    rate = schedule.rate * min(1.0, (step + 1) / schedule.warmup)
+    if schedule.cooldown and share > 1 - schedule.cooldown:
+        rate *= max(0.05, (1 - share) / schedule.cooldown)
+    return rate
+
+
+def run(
+    objective: Objective,
+    schedule: Schedule,
+    out: Path,
+    *,
+    resume: bool,
+    export: Callable[[Path], None],
+    facts: dict[str, object] | None = None,
+) -> int:
+    """Train for `schedule.minutes`; `export(out)` writes the averaged weights as components. Returns
+    the step reached."""
+    model, folder = objective.model, out / "checkpoint"
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, schedule.rate, betas=schedule.betas, weight_decay=schedule.weight_decay)
+    averages, step, facts = Averages(model, schedule.average), 0, {"objective": objective.name, **(facts or {})}
+    if resume:
+        averages.values, stored = load_checkpoint(folder, model, optimizer, facts)
+        step = int(stored["step"])
+    writer = _writer(out)
+    start = saved = time.monotonic()
+    smooth: dict[str, float] = {}
+
+    def save() -> None:
+        save_checkpoint(folder, model, optimizer, averages.values, {**facts, "step": step})
+        averages.swap(model)
+        figures = objective.validate(step)
+        export(out)
+        averages.swap(model)
+        for key, value in figures.items():
+            writer(f"held_out/{key}", value, step)
+        log.info("step %d held out %s", step, _text(figures))
+
+    first = step
+    while True:
+        elapsed = time.monotonic() - start
+        share = elapsed / (60 * schedule.minutes)
+        if share >= 1 or (schedule.max_steps is not None and step >= schedule.max_steps):
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(schedule, step, share)
+        loss, scalars = objective.loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        scalars["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, schedule.clip))
+        optimizer.step()
+        averages.update(model, step)
+        step += 1
+        for key, value in scalars.items():
+            smooth[key] = 0.95 * smooth.get(key, value) + 0.05 * value
+        if step % schedule.log_every == 0:
+            pace = (step - first) * objective.samples_per_step / max(1e-9, time.monotonic() - start)
+            for key, value in smooth.items():
+                writer(f"train/{key}", value, step)
+            writer("train/samples_per_s", pace, step)
+            left = max(0.0, schedule.minutes - elapsed / 60)
+            log.info("step %d %s %.1f samples/s %.1f min left", step, _text(smooth), pace, left)
+        if time.monotonic() - saved > 60 * schedule.save_minutes:
+            save()
+            saved = time.monotonic()
+    save()
+    return step
+
+
+def _text(figures: dict[str, float]) -> str:
+    return " ".join(f"{k} {v:.4g}" for k, v in figures.items())
+
+
+def _writer(out: Path) -> Callable[[str, float, int], None]:
+    """TensorBoard scalars if it is installed (extra `train`), else nothing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("tensorboard is not installed: scalars go to the log alone")
+        return lambda name, value, step: None
+    writer = SummaryWriter(str(out / "scalars"))
+    return writer.add_scalar
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """A generator for one step: what it draws does not depend on the steps before."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))

@@ -1,0 +1,186 @@
+"""Stage 1: the orchestrator, the pointer and the audio encoder and decoder, on speech with timings.
+
+The DiT's main blocks do not run: the audio path alone turns c_a and x_t into a velocity, and the joint
+model starts as exactly this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from streamchar.codecs.component import save_component
+from streamchar.config.model import ModelConfig
+from streamchar.data.dataset import WindowDataset, Windows
+from streamchar.dit.model import JointDiT
+from streamchar.flow.path import interpolate, sample_sigma, velocity
+from streamchar.orchestrator.lm import Orchestrator, Plan
+from streamchar.orchestrator.packing import SpeechBatch
+from streamchar.orchestrator.pointer import pointer_loss
+from streamchar.train.loop import Schedule, generator, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechTerms:
+    """Rates and weights of the speech side, shared by stages 1 and 2."""
+
+    shift: float = 5.0
+    drop_reference: float = 0.15
+    drop_text: float = 0.08
+    """For guidance on the transcript."""
+    history_noise: float = 0.25
+    """Largest noise level mixed into history latents, so that the model survives its own output."""
+    cursor_noise: float = 0.6
+    """Standard deviation, in tokens, of the error of the cursor that the chunk starts from."""
+    pointer: float = 0.1
+    end: float = 0.05
+
+
+class SpeechModel(nn.Module):
+    """What stage 1 trains: the orchestrator and the DiT's audio path."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.orchestrator = Orchestrator(config.orchestrator)
+        self.dit = JointDiT(config.dit)
+
+
+def corrupt(windows: Windows, terms: SpeechTerms, draw: torch.Generator) -> tuple[SpeechBatch, Tensor]:
+    """Noise on the chunks and on the conditions, dropout. Returns the batch and the velocity target.
+
+    Dropped text becomes one pause: `text_length` 1, cursor 0."""
+    b, n = windows.audio.shape[:2]
+    sigma = sample_sigma((b, n), terms.shift, draw)
+    noise = torch.randn(windows.audio.shape, generator=draw)
+    level = torch.rand((b, n), generator=draw) * terms.history_noise * (torch.rand((b, 1), generator=draw) < 0.7)
+    history = interpolate(windows.audio, torch.randn(windows.audio.shape, generator=draw), level)
+    no_reference = torch.rand(b, generator=draw) < terms.drop_reference
+    no_text = torch.rand(b, generator=draw) < terms.drop_text
+    cursor = windows.cursor[:, :-1] + terms.cursor_noise * torch.randn((b, n), generator=draw)
+    cursor = torch.minimum(cursor.clamp(min=0), windows.text_length[:, None].float())
+    cursor[:, 0] = torch.where(windows.cursor[:, 0] == 0, torch.zeros(b), cursor[:, 0])
+    text = torch.where(no_text[:, None], torch.zeros_like(windows.text), windows.text)
+    batch = SpeechBatch(
+        reference=windows.reference,
+        reference_length=windows.reference_length.masked_fill(no_reference, 0),
+        text=text,
+        text_length=windows.text_length.masked_fill(no_text, 1),
+        history=history.flatten(1, 2),
+        noisy=interpolate(windows.audio, noise, sigma),
+        sigma=sigma,
+        cursor=cursor.masked_fill(no_text[:, None], 0.0),
+    )
+    return batch, velocity(windows.audio, noise)
+
+
+def pointer_terms(plan: Plan, windows: Windows, batch: SpeechBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Pointer losses; chunks whose text was dropped do not count."""
+    kept = (batch.text_length > 1).repeat_interleave(batch.chunks)
+    token = windows.frame_token.flatten(0, 1).masked_fill(~kept[:, None], -1)
+    end = torch.where(kept, windows.cursor[:, 1:].flatten(), plan.progress.end.detach())
+    cross, distance = pointer_loss(plan.progress, token, end)
+    guess = plan.progress.attention.detach().argmax(-1)
+    near = ((guess - token).abs() <= 1)[token >= 0].float().mean()
+    miss = (plan.progress.end.detach() - end).abs()[kept].mean()
+    return cross, distance, {"pointer": float(cross.detach()), "within_1": float(near), "end_error": float(miss)}
+
+
+@torch.no_grad()
+def measure_deviation(dit: JointDiT, dataset: WindowDataset) -> None:
+    """Tell the audio head's skip how large each latent channel is."""
+    audio = torch.cat([dataset.batch(10**9 + i, 32, 2).audio.flatten(0, 2) for i in range(4)])
+    dit.audio.head.velocity.deviation.copy_(audio.std(0))
+
+
+class SpeechObjective:
+    """Flow loss on audio plus the pointer's."""
+
+    name = "orchestrator"
+    chunks = (3, 3, 6, 3, 11)
+
+    def __init__(self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.config, self.terms, self.seed, self.batch = config, terms, seed, batch
+        self.model = SpeechModel(config)
+        self.model.dit.blocks.requires_grad_(False)
+        look = config.orchestrator.look_ahead
+        self.data = WindowDataset(data, look_ahead=look, seed=seed)
+        held_out = data / "held_out"
+        self.held_out = WindowDataset(held_out, look_ahead=look) if held_out.is_dir() else None
+        measure_deviation(self.model.dit, self.data)
+        self.samples_per_step = batch
+
+    def windows(self, step: int) -> Windows:
+        n = self.chunks[step % len(self.chunks)]
+        return self.data.batch(step, max(1, round(self.batch * self.chunks[0] / n)), n)
+
+    def flow(self, batch: SpeechBatch) -> tuple[Plan, Tensor]:
+        """The plan and the predicted velocity (B, n, 33, C)."""
+        plan = self.model.orchestrator(batch)
+        v = self.model.dit.denoise_audio(batch.noisy.flatten(0, 1), plan.c_a, batch.sigma.flatten())
+        return plan, v.float().reshape(batch.noisy.shape)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step % 500 == 0:
+            self.data.refresh()
+        windows = self.windows(step)
+        batch, target = corrupt(windows, self.terms, generator(self.seed, step))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plan, v = self.flow(batch)
+        flow = (v - target).square().mean()
+        cross, distance, scalars = pointer_terms(plan, windows, batch)
+        total = flow + self.terms.pointer * cross + self.terms.end * distance
+        return total, {"flow": float(flow.detach()), **scalars}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Loss by sigma with the right condition, and how much a shuffled one costs."""
+        data = self.held_out or self.data
+        windows = data.batch(10**8, 24, 3)
+        quiet = SpeechTerms(drop_reference=0, drop_text=0, history_noise=0, cursor_noise=0)
+        figures: dict[str, float] = {}
+        for sigma in (0.3, 0.6, 0.8, 0.95, 1.0):
+            draw = generator(7, round(sigma * 100))
+            batch, _ = corrupt(windows, quiet, draw)
+            noise = torch.randn(windows.audio.shape, generator=draw)
+            level = torch.full(batch.sigma.shape, sigma)
+            batch = replace(batch, sigma=level, noisy=interpolate(windows.audio, noise, level))
+            target = velocity(windows.audio, noise)
+            for name, changed in (("", batch), ("_wrong_text", wrong_text(batch)), ("_wrong_voice", wrong_voice(batch))):
+                if name and sigma not in (0.8, 1.0):
+                    continue
+                plan, v = self.flow(changed)
+                figures[f"flow_{sigma}{name}"] = float((v - target).square().mean())
+                if not name:
+                    scalars = pointer_terms(plan, windows, batch)[2]
+                    figures[f"within_1_{sigma}"] = scalars["within_1"]
+                    figures[f"end_error_{sigma}"] = scalars["end_error"]
+        return figures
+
+
+def wrong_text(batch: SpeechBatch) -> SpeechBatch:
+    """Every window with its neighbour's transcript."""
+    return replace(batch, text=batch.text.roll(1, 0), text_length=batch.text_length.roll(1, 0))
+
+
+def wrong_voice(batch: SpeechBatch) -> SpeechBatch:
+    """Every window with its neighbour's reference; history still tells the voice after chunk 1."""
+    return replace(batch, reference=batch.reference.roll(1, 0), reference_length=batch.reference_length.roll(1, 0))
+
+
+def train_orchestrator(
+    data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 16,
+    rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0,
+) -> None:
+    """Train stage 1 for `minutes`; writes `out/orchestrator`, `out/dit` and a checkpoint."""
+    objective = SpeechObjective(config, data, batch=batch, terms=SpeechTerms(), seed=seed)
+
+    def export(folder: Path) -> None:
+        save_component(objective.model.orchestrator, config.orchestrator, folder / "orchestrator")
+        save_component(objective.model.dit, config.dit, folder / "dit")
+
+    schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown)
+    run(objective, schedule, out, resume=resume, export=export, facts={"preset": config.name, "seed": seed, "batch": batch})
