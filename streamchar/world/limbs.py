@@ -5,22 +5,29 @@ Shape letters: T frames, H height, W width of the box.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from streamchar.world.character import SKINS, Character
 from streamchar.world.face import Layer
 from streamchar.world.gesture import Arms
-from streamchar.world.shapes import darker, inside, lighter, mix, segment, smoothstep
+from streamchar.world.shapes import UNITS, darker, inside, lighter, mix, segment, smoothstep
 from streamchar.world.wardrobe import sleeve
 
-FOREARM = 60.0
+FOREARM = 70.0
 HAND = 50.0
 """Units from the wrist to the farthest finger tip, with the outline."""
 
 
 def _wide(value_T: Tensor) -> Tensor:
     return value_T.view(-1, 1, 1)
+
+
+def fitted(who: Character, arms: Arms) -> Arms:
+    """Gestures are planned for an average build: bring the hands in to this character's shoulders."""
+    return replace(arms, x=UNITS / 2 + (arms.x - UNITS / 2) * (0.42 + 0.5 * who.shoulder))
 
 
 def elbow(arms: Arms, side: int) -> tuple[Tensor, Tensor]:

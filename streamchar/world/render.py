@@ -213,17 +213,17 @@ def _paint_arms(stage: _Stage, who: Character, track: MotionTrack) -> None:
         if len(up) == 0:
             continue
         first, stop = int(up[0]), int(up[-1]) + 1
-        part = track.slice(first, stop)
+        arms = limbs.fitted(who, track.slice(first, stop).arms)
         place = (-56.0 if side == 0 else 56.0) * who.shoulder
         body = pose[first:stop]
         shoulder = (body @ torch.tensor([place, 220.0, 1.0], device=body.device)).unbind(-1)
-        box = limbs.reach(part.arms, side, (float(shoulder[0].mean()), float(shoulder[1].mean())))
+        box = limbs.reach(arms, side, (float(shoulder[0].mean()), float(shoulder[1].mean())))
         window = stage.window(torch.tensor([box]))
         if window is None:
             continue
         identity = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]], device=body.device).expand(stop - first, -1, -1)
         x, y = stage.local(identity, window)
-        stage.paint(window, limbs.arm_layers(who, part.arms, side, shoulder, x, y, stage.scale), first)
+        stage.paint(window, limbs.arm_layers(who, arms, side, shoulder, x, y, stage.scale), first)
 
 
 def _draw(who: Character, track: MotionTrack, size: int) -> Tensor:

@@ -9,7 +9,7 @@ Shape letters: T frames, K phonemes near a frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ _SAME_AS = {
 _DIPHTHONGS = {"A": "eɪ", "I": "aɪ", "O": "oʊ", "Q": "əʊ", "W": "aʊ", "Y": "ɔɪ"}
 BILABIALS = frozenset("mbp")
 LABIODENTALS = frozenset("fv")
-MODIFIERS = frozenset("ˈˌːʰʲ")
+STRESS = frozenset("ˈˌ")
+MODIFIERS = STRESS | frozenset("ːʰʲ")
 
 REACH = 12  # phonemes considered around a frame: more than any dominance spans
 BEFORE, AFTER = 0.085, 0.065  # seconds of decay before and after a phoneme's centre
@@ -68,8 +69,6 @@ def _targets(phoneme: Phoneme) -> list[tuple[_Target, float, float, float]]:
     """(target, centre, half duration, weight) of a phoneme; a diphthong has two."""
     start, end = phoneme.start, phoneme.end
     symbols = [c for c in phoneme.symbol if c not in MODIFIERS]
-    if not symbols:  # a bare stress or length mark with a duration of its own: its neighbours rule
-        return []
     symbol = symbols[0]
     if symbol in _DIPHTHONGS:
         first, second = _DIPHTHONGS[symbol]
@@ -89,9 +88,25 @@ def _targets(phoneme: Phoneme) -> list[tuple[_Target, float, float, float]]:
     return [(REST, start + half, half, 1.3)]
 
 
+def _sounding(phonemes: tuple[Phoneme, ...]) -> list[Phoneme]:
+    """Phonemes with the time of bare marks given away: stress to the sound after it, length to the one before."""
+    out: list[Phoneme] = []
+    start: float | None = None
+    for p in phonemes:
+        if all(c in MODIFIERS for c in p.symbol):
+            if p.symbol in STRESS:
+                start = p.start if start is None else start
+            elif out:
+                out[-1] = replace(out[-1], end=p.end)
+            continue
+        out.append(p if start is None else replace(p, start=start))
+        start = None
+    return out
+
+
 def _blend(speech: Speech, times_T: Tensor) -> Tensor:
     """Dominance-weighted targets at the given times -> (T, 5)."""
-    rows = [row for phoneme in speech.phonemes for row in _targets(phoneme)]
+    rows = [row for phoneme in _sounding(speech.phonemes) for row in _targets(phoneme)]
     last = max((p.end for p in speech.phonemes), default=0.0)
     first = min((p.start for p in speech.phonemes), default=0.0)
     rows = [(REST, first - 0.16, 0.06, 1.6), *sorted(rows, key=lambda r: r[1]), (REST, last + 0.16, 0.06, 1.6)]
