@@ -118,8 +118,9 @@ def _blend(speech: Speech, times_T: Tensor) -> Tensor:
     away = times_T[:, None] - centre[near]
     decay = torch.where(away < 0, BEFORE, AFTER)
     reach = ((away.abs() - 0.5 * half[near]).clamp(min=0) / decay) ** 1.5
-    # far from everything (a long silence) the nearest target keeps the sum above the floor
-    dominance = (torch.exp(-2.2 * reach) + 1e-9 / (1 + away * away)) * weight[near] * valid
+    # relative to the strongest: far from everything (a long silence) the nearest target rules
+    log_dominance = (-2.2 * reach).masked_fill(~valid, -torch.inf)
+    dominance = torch.exp(log_dominance - log_dominance.max(1, keepdim=True).values) * weight[near]
     opening_weight, shape_weight = dominance * target[near, 5], dominance * target[near, 6]
     out = []
     for column in range(5):
