@@ -193,10 +193,7 @@ class ToonVideoCodec(nn.Module):
 
     def synthesise(self, latents_BCKHW: Tensor) -> Tensor:
         """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped."""
-        if latents_BCKHW.ndim != 5 or latents_BCKHW.shape[1] != self.latent_channels:
-            raise InputError(
-                f"latents must be (B, {self.latent_channels}, 1+k, h, w), got {tuple(latents_BCKHW.shape)}"
-            )
+        self._check_latents(latents_BCKHW)
         latents = latents_BCKHW.shape[2]
         x_NCHW = rearrange(latents_BCKHW, "b c k h w -> (b k) c h w").contiguous(memory_format=torch.channels_last)
         frames = rearrange(
@@ -215,6 +212,7 @@ class ToonVideoCodec(nn.Module):
     @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]."""
+        self._check_latents(latents_BCTHW)
         raw = latents_BCTHW.float() * self.scale.float() + self.mean_C.float()[:, None, None, None]
         return self.synthesise(raw.to(self.decoder.stem.weight.dtype)).float().clamp_(-1, 1)
 
@@ -226,6 +224,12 @@ class ToonVideoCodec(nn.Module):
     def load(cls, folder: Path | str) -> ToonVideoCodec:
         """Read a folder written by `save`, in float32 and evaluation mode."""
         return load_component(cls, VideoCodecConfig, Path(folder)).requires_grad_(False)
+
+    def _check_latents(self, latents_BCKHW: Tensor) -> None:
+        if latents_BCKHW.ndim != 5 or latents_BCKHW.shape[1] != self.latent_channels:
+            raise InputError(
+                f"latents must be (B, {self.latent_channels}, 1+k, h, w), got {tuple(latents_BCKHW.shape)}"
+            )
 
     def _check_frames(self, frames_BCTHW: Tensor) -> None:
         shape, stride = tuple(frames_BCTHW.shape), self.spatial_stride
@@ -239,28 +243,3 @@ class ToonVideoCodec(nn.Module):
             )
         if shape[3] % stride or shape[4] % stride:
             raise InputError(f"height and width must be multiples of {stride}, got {shape[3]}x{shape[4]}")
-
-
-def _orthogonal(conv: nn.Conv2d, gain: float = 1.0) -> None:
-    """Rows (or columns) orthonormal, so that a linear map neither grows nor shrinks its input."""
-    rows = torch.empty(conv.weight.shape[0], conv.weight[0].numel())
-    nn.init.orthogonal_(rows, gain)
-    with torch.no_grad():
-        conv.weight.copy_(rows.view(conv.weight.shape))
-        conv.bias.zero_()  # type: ignore[union-attr]
-
-
-def mirror_linear_path(codec: ToonVideoCodec) -> None:
-    """Initialise the linear path orthonormally, with the decoder the transpose of the encoder.
-
-    With the residuals zero, the codec then starts as a projection of the picture rather than as noise.
-    """
-    encoder, decoder = codec.encoder, codec.decoder
-    for conv in (encoder.stem, *encoder.downs, encoder.head):
-        _orthogonal(conv)  # type: ignore[arg-type]
-    pairs = [(encoder.head, decoder.stem), *zip(encoder.downs, list(decoder.ups)[::-1], strict=True)]
-    with torch.no_grad():
-        for forward, backward in [*pairs, (encoder.stem, decoder.head)]:
-            # (out, in, k, k) -> rows (in k k) by columns out: the order in which pixel_shuffle reads channels
-            backward.weight.copy_(rearrange(forward.weight, "o i p q -> (i p q) o 1 1"))  # type: ignore[operator]
-            nn.init.zeros_(backward.bias)  # type: ignore[arg-type]

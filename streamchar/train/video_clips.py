@@ -7,6 +7,7 @@ boxes as left, top, right, bottom in fractions of the picture (mouth first, then
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,55 @@ from torch import Tensor
 
 from streamchar import clock
 from streamchar.errors import DataError
+from streamchar.types import Speech
+from streamchar.world.character import character
+from streamchar.world.motion import plan
+from streamchar.world.prompt import sample_direction
+from streamchar.world.render import eye_boxes, mouth_box, render
+from streamchar.world.splits import is_held_out_character
+from streamchar.world.text import sentences
+from streamchar.world.voice import speak
 
 log = logging.getLogger(__name__)
 
 BOX_WEIGHT = 3.0  # added to a pixel's weight inside a box: mouth and eyes count four times
+
+
+SHARD = 8  # clips
+SENTENCES = 16  # spoken by all of a set's characters: what differs are the mouths' shapes, not the words
+
+
+def render_clips(folder: Path, count: int, *, held_out: bool, seed: int = 0, size: int = 256) -> None:
+    """Render `count` chunks, each of another character, to shards in `folder`.
+
+    Characters come from the training split, or with `held_out` from the other; `seed` is where their numbers start.
+    """
+    rng = random.Random(f"streamchar/video-clips/{seed}/{held_out}")
+    texts = sentences(seed, SENTENCES, held_out=held_out)
+    speeches = [speak(text, tempo=rng.choice((0.9, 1.0, 1.15)), seed=i) for i, text in enumerate(texts)]
+    number, done = seed, 0
+    frames, boxes = [], []
+    while done < count:
+        number += 1
+        if is_held_out_character(number) != held_out:
+            continue
+        one_frames, one_boxes = _render_clip(number, rng.choice(speeches), rng, size)
+        frames.append(one_frames)
+        boxes.append(one_boxes)
+        done += 1
+        if len(frames) == SHARD or done == count:
+            write_shard(folder, (seed + done - 1) // SHARD, np.stack(frames), np.stack(boxes))
+            frames, boxes = [], []
+            log.info("rendered %d of %d clips", done, count)
+
+
+def _render_clip(number: int, speech: Speech, rng: random.Random, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Character `number` somewhere in `speech`: frames (33, 3, H, W) and boxes (33, 3, 4)."""
+    who = character(number)
+    begin = rng.uniform(-0.3, max(0.0, speech.seconds - 1.2))
+    track = plan(speech, sample_direction(number), number, clock.FRAMES_PER_CHUNK, offset=-begin)
+    boxes = torch.cat([mouth_box(who, track, size)[:, None], eye_boxes(who, track, size)], dim=1) / size
+    return render(who, track, size).numpy(), boxes.numpy()
 
 
 def write_shard(folder: Path, index: int, frames_NTCHW: np.ndarray, boxes_NTB4: np.ndarray) -> None:

@@ -23,13 +23,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from streamchar.codecs.video import ToonVideoCodec, mirror_linear_path
+from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import VideoCodecConfig
 from streamchar.config.presets import toon
 from streamchar.errors import DataError, StateError
+from streamchar.train.muon import Muon
+from streamchar.train.principal import principal_start
 from streamchar.train.video_clips import ClipShards
 
 log = logging.getLogger(__name__)
+
+ADAM_RATE = 0.4  # of Muon's: what Adam trains (pixels, latents, gains) diverged at 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,9 @@ class VideoCodecTraining:
     """How to train; `minutes` of wall time drive the schedule, as the machine is shared."""
 
     minutes: float
-    batch: int = 8
-    groups: int = 2
-    """Groups of four frames after the first frame of each training clip."""
-    crop: int = 128
+    crops: tuple[tuple[int, int, int], ...] = ((128, 12, 0), (128, 6, 1), (192, 5, 0), (256, 1, 2))
+    """Crop size, batch size and groups of four frames after the first, in turn: single pictures and small crops for
+    variety, clips for motion, whole pictures for the border's sake."""
     rate: float = 2e-3
     warmup_steps: int = 60
     noise: float = 0.12
@@ -48,6 +51,10 @@ class VideoCodecTraining:
     ema: float = 0.995
     decoder_only: bool = False
     """Freeze encoder, mean and scale: latents that others have stored stay valid."""
+    steps: int | None = None
+    """Stop after so many steps even if time is left."""
+    calibration: int = 24
+    """Batches of four clips from which mean and scale are taken."""
     seed: int = 0
 
 
@@ -97,10 +104,14 @@ class Trainer:
         codec.requires_grad_(True).train()
         codec.encoder.requires_grad_(not settings.decoder_only)
         self.parameters = {name: p for name, p in codec.named_parameters() if p.requires_grad}
-        flat = [p for p in self.parameters.values() if p.ndim == 1]
-        matrices = [p for p in self.parameters.values() if p.ndim > 1]
-        groups = [{"params": matrices, "weight_decay": 1e-3}, {"params": flat, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.97), eps=1e-7)
+        ends = (codec.encoder.stem, codec.encoder.head, codec.decoder.stem, codec.decoder.head)
+        outer = {id(end.weight) for end in ends}  # pixels and latents: no hidden layer on one side
+        inner = [p for p in self.parameters.values() if p.ndim > 1 and id(p) not in outer]
+        others = [p for p in self.parameters.values() if p.ndim == 1 or id(p) in outer]
+        self.optimisers = (
+            Muon(inner, lr=settings.rate),
+            torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.97), eps=1e-7, weight_decay=0.0),
+        )
         self.step, self.elapsed = 0, 0.0
 
     def rate(self) -> float:
@@ -129,14 +140,16 @@ class Trainer:
     def update(self, frames_BCTHW: Tensor, weight_BTHW: Tensor, generator: torch.Generator) -> float:
         """One optimiser step; returns the loss."""
         started = time.monotonic()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
+        for optimiser, factor in zip(self.optimisers, (1.0, ADAM_RATE), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate() * factor
         out = self.reconstruct(frames_BCTHW, generator)
         loss, grad_BCTHW = reconstruction_gradient(out, frames_BCTHW, weight_BTHW)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.codec.zero_grad(set_to_none=True)
         out.backward(grad_BCTHW)
         nn.utils.clip_grad_norm_(self.parameters.values(), 0.5)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
         decay = min(self.settings.ema, self.step / (self.step + 20))
         with torch.no_grad():
@@ -172,8 +185,9 @@ class Trainer:
         for prefix, module in (("model", self.codec), ("average", self.average)):
             state |= {f"{prefix}.{name}": value.clone() for name, value in module.state_dict().items()}
         for name, parameter in self.parameters.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                state[f"optimiser.{key}.{name}"] = value.clone()
+            for optimiser in self.optimisers:
+                for key, value in optimiser.state.get(parameter, {}).items():
+                    state[f"optimiser.{key}.{name}"] = value.clone()
         state = {name: value.contiguous() for name, value in state.items()}
         save_file(state, folder / "training.safetensors")
         record = {"step": self.step, "elapsed": self.elapsed, "settings": asdict(self.settings)}
@@ -189,8 +203,10 @@ class Trainer:
         for prefix, module in (("model", self.codec), ("average", self.average)):
             module.load_state_dict({name: state[f"{prefix}.{name}"] for name in module.state_dict()})
         for name, parameter in self.parameters.items():
-            own = {key: state.get(f"optimiser.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimiser.state[parameter] = {key: value for key, value in own.items() if value is not None}
+            for optimiser, keys in zip(self.optimisers, (("momentum",), ("step", "exp_avg", "exp_avg_sq")), strict=True):
+                own = {key: state.get(f"optimiser.{key}.{name}") for key in keys}
+                if all(value is not None for value in own.values()):
+                    optimiser.state[parameter] = own
         self.step, self.elapsed = record["step"], record["elapsed"]
 
 
@@ -218,15 +234,16 @@ def train_video_codec(
         codec = ToonVideoCodec.load(start)
     else:
         codec = ToonVideoCodec(config or toon().video)
-        mirror_linear_path(codec)
+        sample, _ = next(shards.batches(64, 1, shards.size, generator))
+        principal_start(codec, sample)
     trainer = Trainer(codec, settings)
     if resume:
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
-    batches = shards.batches(settings.batch, settings.groups, settings.crop, generator)
+    batches = [shards.batches(batch, groups, crop, generator) for crop, batch, groups in settings.crops]
     saved, recent = time.monotonic(), 0.0
-    while trainer.elapsed < 60 * settings.minutes:
-        loss = trainer.update(*next(batches), generator)
+    while trainer.elapsed < 60 * settings.minutes and (settings.steps is None or trainer.step < settings.steps):
+        loss = trainer.update(*next(batches[trainer.step % len(batches)]), generator)
         recent = loss if not recent else 0.95 * recent + 0.05 * loss
         if trainer.step % 50 == 0:
             log.info("step=%d loss=%.4f rate=%.2e seconds=%.0f", trainer.step, recent, trainer.rate(), trainer.elapsed)
@@ -241,7 +258,7 @@ def _write(trainer: Trainer, shards: ClipShards, out: Path) -> None:
     trainer.save(out / "training")
     plain = copy.deepcopy(trainer.average)
     fixed = torch.Generator().manual_seed(1)
-    trainer.calibrate(shards.batches(4, 4, shards.size, fixed), 24)
+    trainer.calibrate(shards.batches(4, 4, shards.size, fixed), trainer.settings.calibration)
     trainer.average.save(out, torch.float16)
     trainer.average = plain  # the calibrated copy is for others; training goes on with its own scale
     log.info("wrote %s at step %d", out, trainer.step)

@@ -1,0 +1,236 @@
+"""The toon video codec: first-frame rule, causality, batching, component folder, training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamchar import clock
+from streamchar.codecs.video import ToonVideoCodec
+from streamchar.config.model import VideoCodecConfig
+from streamchar.config.presets import tiny, toon
+from streamchar.errors import CheckpointError, ConfigError, DataError, InputError, StateError
+from streamchar.train.principal import principal_start
+from streamchar.train.video_clips import ClipShards, weight_map, write_shard
+from streamchar.train.video_codec import (
+    VideoCodecTraining,
+    reconstruction_gradient,
+    reconstruction_loss,
+    train_video_codec,
+)
+from streamchar.types import VideoCodec
+
+
+@pytest.fixture
+def codec() -> ToonVideoCodec:
+    """A tiny codec with no zero weights left, so that every path carries signal."""
+    torch.manual_seed(0)
+    made = ToonVideoCodec(tiny().video)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(std=0.1)
+        made.mean_C.normal_()
+        made.scale.fill_(1.7)
+    return made.eval()
+
+
+def clip(frames: int = 9, batch: int = 1, size: int = 64) -> torch.Tensor:
+    return torch.rand(batch, 3, frames, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def stand_in(folder: Path, clips: int = 3, size: int = 64) -> None:
+    """A coloured square that moves, with its place as the mouth's box."""
+    rng = np.random.default_rng(0)
+    frames = np.zeros((clips, clock.FRAMES_PER_CHUNK, 3, size, size), np.uint8)
+    boxes = np.zeros((clips, clock.FRAMES_PER_CHUNK, 1, 4), np.float32)
+    for i in range(clips):
+        frames[i] = rng.integers(0, 255, (1, 3, 1, 1))
+        ink = rng.integers(0, 255, (3, 1, 1))
+        for t in range(clock.FRAMES_PER_CHUNK):
+            x = 4 + t % 20
+            frames[i, t, :, 20:32, x : x + 12] = ink
+            boxes[i, t, 0] = np.array([x, 20, x + 12, 32]) / size
+    write_shard(folder, 0, frames, boxes)
+
+
+@pytest.mark.parametrize("latents", [1, 2, 3, clock.VIDEO_LATENTS_PER_CHUNK])
+def test_first_frame_rule(codec: ToonVideoCodec, latents: int) -> None:
+    frames = 1 + (latents - 1) * clock.VIDEO_STRIDE
+    z = codec.encode(clip(frames))
+    assert z.shape == (1, codec.latent_channels, latents, 4, 4)
+    assert codec.decode(z).shape == (1, 3, frames, 64, 64)
+
+
+def test_toon_preset_has_the_shapes_of_the_design() -> None:
+    codec = ToonVideoCodec(toon().video)
+    assert isinstance(codec, VideoCodec)
+    assert codec.encode(clip(5, size=256)).shape == (1, 48, 2, 8, 8)
+    assert sum(p.numel() for p in codec.parameters()) < 5_000_000  # 10 MB in 16 bits
+
+
+@pytest.mark.parametrize("changed", [1, 4, 5, 8])
+def test_encoding_is_causal(codec: ToonVideoCodec, changed: int) -> None:
+    frames = clip()
+    other = frames.clone()
+    other[:, :, changed] += 0.5
+    difference = (codec.encode(frames) - codec.encode(other)).abs().amax((0, 1, 3, 4))
+    own = (changed + 3) // clock.VIDEO_STRIDE
+    assert (difference[:own] == 0).all()
+    assert difference[own] > 1e-3
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_decoding_is_causal(codec: ToonVideoCodec, changed: int) -> None:
+    z = torch.randn(1, codec.latent_channels, 3, 4, 4)
+    other = z.clone()
+    other[:, :, changed] += 0.5
+    difference = (codec.decode(z) - codec.decode(other)).abs().amax((0, 1, 3, 4))
+    own = max(0, changed * clock.VIDEO_STRIDE - 3)
+    assert (difference[:own] == 0).all()
+    assert difference[own] > 1e-4
+
+
+def test_time_is_mixed_but_not_too_far(codec: ToonVideoCodec) -> None:
+    z = torch.randn(1, codec.latent_channels, 2, 4, 4)
+    other = z.clone()
+    other[:, :, 0] += 0.5
+    assert (codec.decode(z) - codec.decode(other))[:, :, 1:].abs().max() > 1e-4
+
+
+def test_a_still_picture_has_constant_latents(codec: ToonVideoCodec) -> None:
+    z = codec.encode(clip(1).expand(-1, -1, 9, -1, -1))
+    torch.testing.assert_close(z, z[:, :, :1].expand_as(z), atol=1e-5, rtol=1e-5)
+
+
+def test_batch_of_two_is_two_of_one(codec: ToonVideoCodec) -> None:
+    frames = clip(9, batch=2)
+    z = codec.encode(frames)
+    torch.testing.assert_close(z, torch.cat([codec.encode(frames[:1]), codec.encode(frames[1:])]), atol=1e-5, rtol=1e-5)
+    out = codec.decode(z)
+    torch.testing.assert_close(out, torch.cat([codec.decode(z[:1]), codec.decode(z[1:])]), atol=1e-5, rtol=1e-5)
+
+
+def test_normalisation_is_one_scale_and_a_mean_per_channel(codec: ToonVideoCodec) -> None:
+    frames = clip(5)
+    raw, z = codec.analyse(frames), codec.encode(frames)
+    torch.testing.assert_close(z * codec.scale + codec.mean_C.view(-1, 1, 1, 1), raw, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codec.decode(z), codec.synthesise(raw).clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_runs_in_16_bits(codec: ToonVideoCodec) -> None:
+    frames = clip(5)
+    z = codec.encode(frames)
+    out = codec.decode(z)
+    half = codec.to(torch.bfloat16)
+    assert (half.decode(half.encode(frames)) - out).abs().mean() < 0.05
+
+
+def test_principal_start_is_a_good_linear_codec() -> None:
+    """Pictures of rank 3 pass through unharmed before any training."""
+    codec = ToonVideoCodec(
+        VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=8, widths=(16, 16), blocks=(1, 1))
+    )
+    basis = torch.randn(3, 3, 1, 8, 8).repeat(1, 1, 5, 4, 4)
+    frames = torch.einsum("bn,ncthw->bcthw", torch.randn(24, 3), basis) + 0.3
+    principal_start(codec, frames)
+    with torch.no_grad():
+        torch.testing.assert_close(codec.synthesise(codec.analyse(frames)), frames, atol=1e-3, rtol=1e-3)
+
+
+def test_save_and_load(codec: ToonVideoCodec, tmp_path: Path) -> None:
+    codec.save(tmp_path)
+    loaded = ToonVideoCodec.load(tmp_path)
+    z = codec.encode(clip(5))
+    assert loaded.config == codec.config
+    assert torch.equal(loaded.decode(z), codec.decode(z))
+    codec.save(tmp_path, torch.float16)
+    assert (ToonVideoCodec.load(tmp_path).decode(z) - codec.decode(z)).abs().max() < 0.05
+
+
+def test_damaged_folders_say_so(codec: ToonVideoCodec, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="config.json"):
+        ToonVideoCodec.load(tmp_path)
+    codec.save(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        ToonVideoCodec.load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        ToonVideoCodec.load(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "class": "Other"}))
+    with pytest.raises(CheckpointError, match="Other"):
+        ToonVideoCodec.load(tmp_path)
+
+
+def test_wrong_input_says_what_to_do(codec: ToonVideoCodec) -> None:
+    with pytest.raises(InputError, match="nearest: 5 or 9"):
+        codec.encode(clip(8))
+    with pytest.raises(InputError, match="multiples of 16"):
+        codec.encode(clip(5, size=40))
+    with pytest.raises(InputError, match="latents must be"):
+        codec.decode(torch.zeros(1, 5, 2, 4, 4))
+    with pytest.raises(ConfigError, match="spatial_stride"):
+        ToonVideoCodec(
+            VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=6, widths=(8, 8, 8), blocks=(1, 1, 1))
+        )
+
+
+def test_loss_gradient_by_clip_is_that_of_the_batch() -> None:
+    target, weight = clip(5, batch=3, size=32), torch.rand(1, 5, 32, 32).expand(3, -1, -1, -1) + 1
+    out = (target + 0.1 * torch.randn_like(target)).requires_grad_(True)
+    whole = reconstruction_loss(out - target, weight)
+    whole.backward()
+    loss, grad = reconstruction_gradient(out, target, weight)
+    assert loss == pytest.approx(whole.item(), rel=1e-4)
+    torch.testing.assert_close(grad, out.grad, atol=1e-7, rtol=1e-3)
+
+
+def test_weights_count_boxes_four_times() -> None:
+    weight = weight_map(np.array([[[0.0, 0.5, 0.5, 1.0]]]), 8)
+    assert weight.shape == (1, 8, 8)
+    assert (weight[0, 4:, :4] == 4).all() and weight.sum() == 64 + 3 * 16
+
+
+def test_training_learns_stores_and_resumes(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    stand_in(data)
+    config = VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=16, widths=(16, 16, 16), blocks=(1, 1, 1))
+    short = {"minutes": 5.0, "crops": ((64, 2, 1), (32, 4, 0)), "warmup_steps": 5, "calibration": 2}
+    frames = ClipShards(data).clip(0)[0][:5].float().div(127.5).sub(1).transpose(0, 1)[None]
+    errors = []
+    for steps in (1, 40):
+        settings = VideoCodecTraining(**short, steps=steps)
+        train_video_codec(data, out, 5.0, resume=steps > 1, settings=settings, config=config)
+        loaded = ToonVideoCodec.load(out)
+        z = loaded.encode(frames)
+        assert 0.2 < z.std() < 5
+        errors.append((loaded.decode(z) - frames).square().mean())
+        assert json.loads((out / "training/training.json").read_text())["step"] == steps
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_training_the_decoder_alone_keeps_stored_latents_valid(tmp_path: Path) -> None:
+    stand_in(tmp_path / "data")
+    start = ToonVideoCodec(tiny().video)
+    principal_start(start, clip(5, batch=4))
+    start.save(tmp_path / "start")
+    settings = VideoCodecTraining(minutes=1, steps=3, crops=((64, 1, 1),), decoder_only=True)
+    train_video_codec(tmp_path / "data", tmp_path / "out", 1, settings=settings, start=tmp_path / "start")
+    z, tuned = start.encode(clip(5)), ToonVideoCodec.load(tmp_path / "out")
+    torch.testing.assert_close(tuned.encode(clip(5)), z, atol=2e-2, rtol=2e-2)  # stored in 16 bits
+    assert not torch.equal(tuned.decode(z), start.decode(z))
+
+
+def test_training_without_data_or_state_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no clips"):
+        train_video_codec(tmp_path, tmp_path / "out", 0.01)
+    stand_in(tmp_path)
+    with pytest.raises(StateError, match="cannot resume"):
+        train_video_codec(tmp_path, tmp_path / "out", 0.01, True, config=tiny().video)
