@@ -217,11 +217,11 @@ def _head_turns(gesture: str, talking_T: Tensor, drive: float, draw: random.Rand
     phase = torch.arange(n) / VIDEO_FPS
     zero = torch.zeros(n)
     pace = 0.75 + 0.35 * drive
-    bouts = (0.55 + 0.6 * smooth_noise(n, 1.6, draw)).clamp(0.12, 1) * (0.35 + 0.65 * talking_T)
+    bouts = (0.75 + 0.5 * smooth_noise(n, 1.6, draw)).clamp(0.3, 1) * (0.4 + 0.6 * talking_T)
     if gesture == "nodding":
-        return zero, bouts * (0.55 + 0.3 * drive) * torch.sin(2 * math.pi * 1.35 * pace * phase + draw.uniform(0, 6)), zero
+        return zero, bouts * (0.7 + 0.3 * drive) * torch.sin(2 * math.pi * 1.35 * pace * phase + draw.uniform(0, 6)), zero
     if gesture == "shaking head":
-        return bouts * (0.6 + 0.35 * drive) * torch.sin(2 * math.pi * 1.05 * pace * phase + draw.uniform(0, 6)), zero, zero
+        return bouts * (0.75 + 0.3 * drive) * torch.sin(2 * math.pi * 1.05 * pace * phase + draw.uniform(0, 6)), zero, zero
     if gesture == "leaning":
         sway = 0.5 + 0.5 * torch.sin(2 * math.pi * 0.22 * pace * phase + draw.uniform(0, 6))
         return zero, zero, (0.03 + 0.09 * sway) * (0.7 + 0.3 * drive)
@@ -265,7 +265,7 @@ def plan(speech: Speech, direction: Direction, seed: int, n_frames: int, *, offs
         roll=mood.roll * draw.choice((-1, 1)) + 0.055 * life * smooth_noise(n_frames, 1.4, draw) + 0.02 * sway,
         yaw=yaw, pitch=pitch,
         head_x=2.4 * life * smooth_noise(n_frames, 1.5, draw) + 2.0 * yaw + 1.5 * sway,
-        head_y=-0.7 * breath + 2.4 * pitch + (2.0 if direction.mood == "sad" else 0.0),
+        head_y=-0.7 * breath + 2.4 * pitch + 1.6 * pitch_add + (2.0 if direction.mood == "sad" else 0.0),
         body_x=1.8 * sway * life, body_y=-1.0 * breath - 1.6 * force * talking * beat + (2.5 if direction.mood == "sad" else 0.0),
         body_roll=0.012 * sway * life,
         zoom=1 + lean + 0.006 * force * talking * smooth_noise(n_frames, 2.0, draw),
