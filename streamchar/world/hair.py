@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from streamchar.world.character import HAIRS, CLOTH, Character
+from streamchar.world.character import CLOTH, HAIRS, Character
 from streamchar.world.shapes import Canvas, Colour, Outline, darker, ellipse, lighter, mirror, spline, symmetric
 
 

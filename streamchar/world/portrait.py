@@ -10,7 +10,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from streamchar.world.character import ANIMALS, CLOTH, HAIRS, SKINS, Character
-from streamchar.world.shapes import Canvas, Colour, Outline, box, darker, ellipse, lighter, mirror, mix, rgb, spline, symmetric
+from streamchar.world.shapes import (
+    Canvas,
+    Colour,
+    Outline,
+    box,
+    darker,
+    ellipse,
+    lighter,
+    mirror,
+    mix,
+    rgb,
+    spline,
+    symmetric,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

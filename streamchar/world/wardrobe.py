@@ -8,7 +8,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from streamchar.world.character import CLOTH, SKINS, Character
-from streamchar.world.shapes import Canvas, Colour, Outline, box, darker, ellipse, lighter, mirror, mix, rgb, spline, symmetric
+from streamchar.world.shapes import (
+    Canvas,
+    Colour,
+    Outline,
+    box,
+    darker,
+    ellipse,
+    lighter,
+    mirror,
+    mix,
+    rgb,
+    spline,
+    symmetric,
+)
 
 NECK_TOP, BOTTOM = 150.0, 282.0
 
