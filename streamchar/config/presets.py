@@ -22,7 +22,8 @@ def toon() -> ModelConfig:
         height=256,
         width=256,
         orchestrator=OrchestratorConfig(
-            vocab_size=192, width=256, layers=6, heads=4, kv_heads=2, ffn=704, pointer_width=128
+            vocab_size=192, width=256, layers=4, heads=4, kv_heads=2, ffn=704, pointer_width=128,
+            max_reference=48, tokens_per_latent=0.65,
         ),
         dit=DiTConfig(
             width=256, layers=5, heads=4, ffn=640, video_channels=48, condition_width=256, text_width=128,

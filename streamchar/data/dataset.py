@@ -21,7 +21,7 @@ from streamchar.data.shards import REFERENCE_LATENTS, ClipRecord, Shard, shard_p
 from streamchar.errors import DataError
 
 J = clock.AUDIO_LATENTS_PER_CHUNK
-EXTRA_TOKENS = 100
+EXTRA_TOKENS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,9 @@ def cut_window(clip: ClipRecord, first: int, chunks: int, ahead: int) -> dict[st
 class WindowDataset:
     """Draws batches of windows of one length from the shards of a folder."""
 
-    def __init__(self, folder: Path, *, look_ahead: int, seed: int = 0) -> None:
+    def __init__(self, folder: Path, *, look_ahead: int, max_reference: int = REFERENCE_LATENTS, seed: int = 0) -> None:
         self.folder, self.look_ahead, self.seed = Path(folder), look_ahead, seed
+        self.max_reference = max_reference
         self.shards: dict[Path, Shard] = {}
         self.index: list[tuple[Path, int, int]] = []
         self.refresh()
@@ -123,24 +124,25 @@ class WindowDataset:
             # a stream's window holds more text than the look-ahead shows: history sees it, the tail does not
             ahead = self.look_ahead + int(rng.integers(0, EXTRA_TOKENS))
             picks.append((self.shards[path][clip], first, ahead))
-        return collate([(clip, first, cut_window(clip, first, chunks, ahead)) for clip, first, ahead in picks])
+        items = [(clip, first, cut_window(clip, first, chunks, ahead)) for clip, first, ahead in picks]
+        return collate(items, self.max_reference)
 
 
-def collate(items: list[tuple[ClipRecord, int, dict[str, Tensor]]]) -> Windows:
+def collate(items: list[tuple[ClipRecord, int, dict[str, Tensor]]], max_reference: int = REFERENCE_LATENTS) -> Windows:
     """Pad texts and references and stack."""
     b = len(items)
     length = max(len(cut["text"]) for _, _, cut in items)
     text = torch.zeros(b, length, dtype=torch.long)
     channels = items[0][0].audio.shape[-1]
-    reference = torch.zeros(b, REFERENCE_LATENTS, channels)
+    reference = torch.zeros(b, max_reference, channels)
     for i, (clip, _, cut) in enumerate(items):
         text[i, : len(cut["text"])] = cut["text"]
-        reference[i, : clip.reference.shape[0]] = clip.reference.float()
+        reference[i, : clip.reference.shape[0]] = clip.reference[:max_reference].float()
     video = {} if items[0][0].video is None else _collate_video(items)
     return Windows(
         audio=torch.stack([cut["audio"] for _, _, cut in items]),
         reference=reference,
-        reference_length=torch.tensor([clip.reference.shape[0] for clip, _, _ in items]),
+        reference_length=torch.tensor([min(max_reference, clip.reference.shape[0]) for clip, _, _ in items]),
         text=text,
         text_length=torch.tensor([len(cut["text"]) for _, _, cut in items]),
         cursor=torch.stack([cut["cursor"] for _, _, cut in items]),

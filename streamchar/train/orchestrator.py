@@ -95,21 +95,28 @@ def measure_deviation(dit: JointDiT, dataset: WindowDataset) -> None:
     dit.audio.head.velocity.deviation.copy_(audio.std(0))
 
 
+def compile_speech(model: SpeechModel) -> None:
+    """Compile the repeated blocks, from outside the model: a quarter less time a step on two cores."""
+    for block in [*model.orchestrator.backbone.layers, *model.dit.audio.encoder, *model.dit.audio.decoder]:
+        block.compile(dynamic=True)
+
+
 class SpeechObjective:
     """Flow loss on audio plus the pointer's."""
 
     name = "orchestrator"
-    chunks = (3, 3, 6, 3, 11)
+    chunks = (4, 4, 4, 10)
 
     def __init__(self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.config, self.terms, self.seed, self.batch = config, terms, seed, batch
         self.model = SpeechModel(config)
         self.model.dit.blocks.requires_grad_(False)
-        look = config.orchestrator.look_ahead
-        self.data = WindowDataset(data, look_ahead=look, seed=seed)
+        compile_speech(self.model)
+        limits = {"look_ahead": config.orchestrator.look_ahead, "max_reference": config.orchestrator.max_reference}
+        self.data = WindowDataset(data, **limits, seed=seed)
         held_out = data / "held_out"
-        self.held_out = WindowDataset(held_out, look_ahead=look) if held_out.is_dir() else None
+        self.held_out = WindowDataset(held_out, **limits) if held_out.is_dir() else None
         measure_deviation(self.model.dit, self.data)
         self.samples_per_step = batch
 
@@ -124,7 +131,7 @@ class SpeechObjective:
         return plan, v.float().reshape(batch.noisy.shape)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        if step % 500 == 0:
+        if step % 100 == 0:
             self.data.refresh()
         windows = self.windows(step)
         batch, target = corrupt(windows, self.terms, generator(self.seed, step))

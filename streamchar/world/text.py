@@ -102,12 +102,18 @@ def from_template(rng: random.Random) -> str:
     return as_sentence(text)
 
 
+@functools.lru_cache(maxsize=2)
+def _split(held_out: bool) -> tuple[str, ...]:
+    """WordNet's sentences of one split: hashing all of them takes longer than speaking one."""
+    return tuple(s for s in map(as_sentence, wordnet_examples()) if is_held_out_sentence(s) == held_out)
+
+
 def sentences(seed: int, count: int, *, held_out: bool = False, template_rate: float = 0.15) -> list[str]:
     """`count` sentences of the chosen split, in an order fixed by `seed`; WordNet's come again only
     when all have been used."""
     rng = random.Random(f"text-{seed}-{held_out}")
-    pool = [s for s in (as_sentence(e) for e in wordnet_examples()) if is_held_out_sentence(s) == held_out]
-    rng.shuffle(pool)
+    whole = _split(held_out)
+    pool = rng.sample(whole, min(count, len(whole)))
     out: list[str] = []
     used = 0
     while len(out) < count:

@@ -1,0 +1,123 @@
+"""The stream's memory: which history and transcript the orchestrator sees, and the derived caches.
+
+The window holds at most 15 s of history. When it is full, or when the transcript in it runs short of
+the look-ahead, the oldest chunks go, together with the tokens that the pointer says were spoken in them
+(paper section 5.1). Half a window is dropped at once, so that keys are recomputed every few chunks only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.dit.cache import ConditionCache, Conditions
+from streamchar.dit.layout import Layout
+from streamchar.orchestrator.lm import Prefix
+from streamchar.stream.models import Models
+from streamchar.stream.state import StreamState
+from streamchar.types import Transcript
+
+KEEP = clock.MAX_HISTORY_CHUNKS // 2
+J = clock.AUDIO_LATENTS_PER_CHUNK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Keys and values derived from a state; only ever an economy. Rebuilt, it is the same to the bit:
+    the prefix is always made of the text first and then chunk by chunk."""
+
+    window: tuple[int, int, int]
+    """(window start, text length, chunks of history) that the prefixes stand for."""
+    prefix: Prefix
+    blank: Prefix | None
+    """The same without the transcript, for guidance."""
+    anchor: ConditionCache
+    """Reference and sink."""
+    anchor_blank: ConditionCache | None
+    has_sink: bool
+    prompt: str
+
+
+def slide(state: StreamState, transcript: Transcript, look_ahead: int, max_tokens: int) -> StreamState:
+    """The state with its window moved on if it must be."""
+    stop = state.window_start + max_tokens
+    short = stop < len(transcript) and state.cursor + look_ahead > stop
+    if state.history_chunks <= clock.MAX_HISTORY_CHUNKS and not short:
+        return state
+    keep = min(KEEP, state.history_chunks)
+    borders = state.borders[state.history_chunks - keep :]
+    start = int(borders[0]) if borders else int(state.cursor)
+    history = None if state.history is None or keep == 0 else state.history[:, -keep * J :]
+    return replace(state, history=history, borders=borders, window_start=start)
+
+
+def _prefix(models: Models, state: StreamState, ids: Tensor) -> Prefix:
+    prefix = models.orchestrator.prefix(state.voice, ids, None)
+    for chunk in range(state.history_chunks):
+        assert state.history is not None
+        prefix = models.orchestrator.extend(prefix, state.history[:, chunk * J : (chunk + 1) * J])
+    return prefix
+
+
+def window_ids(models: Models, state: StreamState, transcript: Transcript) -> Tensor:
+    """(1, N) the transcript tokens in the window."""
+    stop = state.window_start + models.config.orchestrator.max_transcript
+    return torch.tensor([transcript.ids[state.window_start : stop]], device=models.device)
+
+
+def recall(models: Models, state: StreamState, transcript: Transcript, memory: Memory | None) -> Memory:
+    """Bring the memory up to `state`: extended if it can be, computed anew if the window moved or the
+    transcript grew."""
+    ids = window_ids(models, state, transcript)
+    window = (state.window_start, ids.shape[1], state.history_chunks)
+    guided = state.guidance != 1.0
+    if memory is not None and memory.window == window:
+        prefix, blank = memory.prefix, memory.blank
+    elif memory is not None and memory.window == (*window[:2], window[2] - 1) and state.history is not None:
+        latest = state.history[:, -J:]
+        prefix = models.orchestrator.extend(memory.prefix, latest)
+        blank = None if memory.blank is None else models.orchestrator.extend(memory.blank, latest)
+    else:
+        prefix = _prefix(models, state, ids)
+        blank = _prefix(models, state, torch.zeros_like(ids[:, :1])) if guided else None
+    if memory is not None and memory.prompt == state.prompt and memory.has_sink == (state.sink is not None):
+        anchor, anchor_blank = memory.anchor, memory.anchor_blank
+    else:
+        anchor = _anchor(models, state, state.prompt)
+        anchor_blank = _anchor(models, state, "") if guided else None
+    return Memory(
+        window=window, prefix=prefix, blank=blank, anchor=anchor, anchor_blank=anchor_blank,
+        has_sink=state.sink is not None, prompt=state.prompt,
+    )
+
+
+def _conditions(models: Models, state: StreamState, prompt: str, *, motion: bool) -> Conditions:
+    # no copies: a chunk's latents are what they were when they were made
+    text = models.prompt_encoder.encode([prompt]).to(models.device)
+    return Conditions(text=text, ref=state.still, sink=state.sink, motion=state.motion if motion else None)
+
+
+def chunk_layout(models: Models, state: StreamState, *, motion: bool) -> Layout:
+    """Segments of the next chunk. Chunk 2 has chunk 1 both as its sink and as its motion."""
+    return Layout(
+        grid=models.config.grid, ref=1, sink=clock.VIDEO_LATENTS_PER_CHUNK if state.sink is not None else 0,
+        motion=clock.VIDEO_LATENTS_PER_CHUNK if motion and state.motion is not None else 0,
+    )
+
+
+def _anchor(models: Models, state: StreamState, prompt: str) -> ConditionCache:
+    layout = chunk_layout(models, state, motion=False)
+    return models.dit.encode_conditions(layout, _conditions(models, state, prompt, motion=False))
+
+
+def chunk_conditions(models: Models, state: StreamState, memory: Memory, *, blank: bool = False) -> ConditionCache:
+    """Reference, sink, motion and prompt for the next chunk: motion is the only part that is new."""
+    anchor = memory.anchor_blank if blank else memory.anchor
+    assert anchor is not None
+    if state.motion is None:
+        return anchor
+    conditions = _conditions(models, state, "" if blank else state.prompt, motion=True)
+    return models.dit.encode_conditions(chunk_layout(models, state, motion=True), conditions, previous=anchor)
