@@ -110,21 +110,25 @@ class WindowDataset:
     def hours(self) -> float:
         return sum(chunks for _, _, chunks in self.index) * float(clock.CHUNK_SECONDS) / 3600
 
-    def batch(self, step: int, size: int, chunks: int) -> Windows:
-        """Batch number `step`: a function of (seed, step), so that a resumed run sees what it would have."""
+    def batch(self, step: int, size: int, chunks: int, *, first: str = "any") -> Windows:
+        """Batch number `step`: a function of (seed, step), so that a resumed run sees what it would have.
+
+        `first`: windows begin where the clip does ("start"), later ("later"), or as it comes ("any")."""
         rng = np.random.default_rng([self.seed, step])
-        fitting = [i for i, (_, _, n) in enumerate(self.index) if n >= chunks]
+        least = 1 if first == "later" else 0
+        fitting = [i for i, (_, _, n) in enumerate(self.index) if n >= chunks + least]
         if not fitting:
             raise DataError(f"expected clips of at least {chunks} chunks in {self.folder}, the longest is shorter")
         picks = []
         for i in rng.choice(fitting, size):
             path, clip, n = self.index[i]
             # a third of the windows begin where the clip does: a stream's start must be learned too
-            first = 0 if rng.random() < 0.34 else int(rng.integers(0, n - chunks + 1))
+            at_start = first == "start" or (first == "any" and rng.random() < 0.34)
+            begin = 0 if at_start else int(rng.integers(least, n - chunks + 1))
             # a stream's window holds more text than the look-ahead shows: history sees it, the tail does not
             ahead = self.look_ahead + int(rng.integers(0, EXTRA_TOKENS))
-            picks.append((self.shards[path][clip], first, ahead))
-        items = [(clip, first, cut_window(clip, first, chunks, ahead)) for clip, first, ahead in picks]
+            picks.append((self.shards[path][clip], begin, ahead))
+        items = [(clip, begin, cut_window(clip, begin, chunks, ahead)) for clip, begin, ahead in picks]
         return collate(items, self.max_reference)
 
 

@@ -46,6 +46,10 @@ class Objective(Protocol):
     model: nn.Module
     samples_per_step: int
 
+    def rate_factor(self, name: str) -> float:
+        """Factor on the learning rate of the parameter of this name."""
+        ...
+
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of step `step` and scalars to log; a function of (seed, step) and the weights."""
         ...
@@ -87,6 +91,16 @@ def _rate(schedule: Schedule, step: int, share: float) -> float:
     return rate
 
 
+def _groups(objective: Objective, schedule: Schedule) -> list[dict]:
+    """Parameters by rate factor; vectors (norms, biases) do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in objective.model.named_parameters():
+        if p.requires_grad:
+            key = (objective.rate_factor(name), schedule.weight_decay if p.ndim > 1 else 0.0)
+            groups.setdefault(key, []).append(p)
+    return [{"params": ps, "factor": factor, "weight_decay": decay} for (factor, decay), ps in groups.items()]
+
+
 def run(
     objective: Objective,
     schedule: Schedule,
@@ -100,7 +114,7 @@ def run(
     the step reached."""
     model, folder = objective.model, out / "checkpoint"
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, schedule.rate, betas=schedule.betas, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(_groups(objective, schedule), schedule.rate, betas=schedule.betas)
     averages, step, facts = Averages(model, schedule.average), 0, {"objective": objective.name, **(facts or {})}
     if resume:
         averages.values, stored = load_checkpoint(folder, model, optimizer, facts)
@@ -126,7 +140,7 @@ def run(
         if share >= 1 or (schedule.max_steps is not None and step >= schedule.max_steps):
             break
         for group in optimizer.param_groups:
-            group["lr"] = _rate(schedule, step, share)
+            group["lr"] = _rate(schedule, step, share) * group["factor"]
         loss, scalars = objective.loss(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -120,6 +120,9 @@ class SpeechObjective:
         measure_deviation(self.model.dit, self.data)
         self.samples_per_step = batch
 
+    def rate_factor(self, name: str) -> float:
+        return 1.0
+
     def windows(self, step: int) -> Windows:
         n = self.chunks[step % len(self.chunks)]
         return self.data.batch(step, max(1, round(self.batch * self.chunks[0] / n)), n)

@@ -53,8 +53,9 @@ class VideoCodecTraining:
     """Freeze encoder, mean and scale: latents that others have stored stay valid."""
     steps: int | None = None
     """Stop after so many steps even if time is left."""
-    calibration: int = 24
+    calibration: int = 8
     """Batches of four clips from which mean and scale are taken."""
+    save_minutes: float = 8.0
     seed: int = 0
 
 
@@ -139,7 +140,6 @@ class Trainer:
 
     def update(self, frames_BCTHW: Tensor, weight_BTHW: Tensor, generator: torch.Generator) -> float:
         """One optimiser step; returns the loss."""
-        started = time.monotonic()
         for optimiser, factor in zip(self.optimisers, (1.0, ADAM_RATE), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = self.rate() * factor
@@ -155,7 +155,6 @@ class Trainer:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.codec.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
-        self.elapsed += time.monotonic() - started
         return loss
 
     @torch.no_grad()
@@ -241,13 +240,15 @@ def train_video_codec(
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
     batches = [shards.batches(batch, groups, crop, generator) for crop, batch, groups in settings.crops]
-    saved, recent = time.monotonic(), 0.0
+    begun = saved = time.monotonic()
+    before, recent = trainer.elapsed, 0.0
     while trainer.elapsed < 60 * settings.minutes and (settings.steps is None or trainer.step < settings.steps):
         loss = trainer.update(*next(batches[trainer.step % len(batches)]), generator)
+        trainer.elapsed = before + time.monotonic() - begun
         recent = loss if not recent else 0.95 * recent + 0.05 * loss
         if trainer.step % 50 == 0:
             log.info("step=%d loss=%.4f rate=%.2e seconds=%.0f", trainer.step, recent, trainer.rate(), trainer.elapsed)
-        if time.monotonic() - saved > 240:
+        if time.monotonic() - saved > 60 * settings.save_minutes:
             _write(trainer, shards, out)
             saved = time.monotonic()
     _write(trainer, shards, out)

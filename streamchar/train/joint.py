@@ -1,0 +1,238 @@
+"""Stage 2: all of it - flow loss on both modalities and the pointer's, with exact motion, sink and
+reference from the clip, each dropped at some rate and noised, so that the model survives its own output.
+
+Every batch is uniform in which conditions it has (a draw of the step), so that no attention mask is
+ever built. Between two steps on clips stands one on speech alone, where there is more data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streamchar.codecs.component import load_component, save_component
+from streamchar.codecs.text import T5PromptEncoder
+from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
+from streamchar.data.dataset import WindowDataset, Windows
+from streamchar.dit.cache import Conditions
+from streamchar.dit.model import JointDiT
+from streamchar.flow.path import interpolate, velocity
+from streamchar.orchestrator.lm import Orchestrator, Plan
+from streamchar.orchestrator.packing import SpeechBatch
+from streamchar.train.loop import Schedule, generator, run
+from streamchar.train.orchestrator import (
+    SpeechModel,
+    SpeechObjective,
+    SpeechTerms,
+    compile_speech,
+    corrupt,
+    pointer_terms,
+    wrong_text,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTerms:
+    """Rates and weights of the picture side."""
+
+    weight: float = 1.0
+    first_chunk: float = 0.25
+    """Share of steps on streams' first chunks, which have neither motion nor sink."""
+    drop_sink: float = 0.1
+    drop_motion: float = 0.1
+    drop_reference: float = 0.05
+    drop_prompt: float = 0.1
+    condition_noise: float = 0.15
+    """Largest noise level mixed into motion and sink."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The DiT's side of a batch: B n chunks."""
+
+    noisy: Tensor
+    """(B n, Cv, 9, h, w) at the speech batch's sigma."""
+    target: Tensor
+    conditions: Conditions
+
+
+def chunk_conditions(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean still, sink and motion of each chunk: three of (B n, Cv, T, h, w). Motion of a window's
+    first chunk is the chunk before the window."""
+    video, previous, sink, still = windows.video, windows.previous, windows.sink, windows.still
+    assert video is not None and previous is not None and sink is not None and still is not None
+    n = video.shape[1]
+    motion = torch.cat([previous[:, None], video[:, :-1]], dim=1)
+    return still.repeat_interleave(n, 0), sink.repeat_interleave(n, 0), motion.flatten(0, 1)
+
+
+class JointObjective:
+    """Flow on video and audio plus the pointer."""
+
+    name = "joint"
+
+    def __init__(
+        self, config: ModelConfig, data: Path, prompt_encoder: T5PromptEncoder, *, batch: int, terms: VideoTerms,
+        start: Path | None = None, speech: Path | None = None, seed: int = 0,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.config, self.terms, self.seed, self.batch, self.chunks = config, terms, seed, batch, 2
+        self.speech_terms = SpeechTerms()
+        if speech is None:
+            self.speech, self.model = None, SpeechModel(config)
+            compile_speech(self.model)
+        else:
+            self.speech = SpeechObjective(config, speech, batch=batch, terms=self.speech_terms, seed=seed)
+            self.model = self.speech.model
+        self.model.dit.blocks.requires_grad_(True)
+        for block in self.model.dit.blocks:
+            block.compile(dynamic=True)
+        self.prompt_encoder = prompt_encoder.eval().requires_grad_(False)
+        limits = {"look_ahead": config.orchestrator.look_ahead, "max_reference": config.orchestrator.max_reference}
+        self.data = WindowDataset(data, **limits, seed=seed + 1)
+        held_out = data / "held_out"
+        self.held_out = WindowDataset(held_out, **limits) if held_out.is_dir() else self.data
+        self._measure_deviation()
+        if start is not None:
+            self._start_from(start)
+        self.samples_per_step = batch * self.chunks
+
+    def _start_from(self, folder: Path) -> None:
+        """Stage 1's speech model; the picture's parts stay as initialised."""
+        speech = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
+        self.model.orchestrator.load_state_dict(speech.state_dict())
+        trained = load_component(JointDiT, DiTConfig, folder / "dit")
+        self.model.dit.audio.load_state_dict(trained.audio.state_dict())
+
+    @torch.no_grad()
+    def _measure_deviation(self) -> None:
+        clips = self.data.batch(10**9, 24, 1)
+        assert clips.video is not None
+        video = clips.video.flatten(0, 1)
+        self.model.dit.head.velocity.deviation.copy_(video.std(dim=(0, 2, 3, 4)))
+
+    def rate_factor(self, name: str) -> float:
+        """Stage 1 has trained the speech side already: it moves at a third of the rate."""
+        trained = name.startswith(("orchestrator.", "dit.audio."))
+        return 0.4 if trained and self.speech is not None else 1.0
+
+    def windows(self, step: int, draw: torch.Generator) -> Windows:
+        first = float(torch.rand((), generator=draw)) < self.terms.first_chunk
+        if first:
+            return self.data.batch(step, self.batch * self.chunks, 1, first="start")
+        return self.data.batch(step, self.batch, self.chunks, first="later")
+
+    def scene(self, windows: Windows, batch: SpeechBatch, draw: torch.Generator, terms: VideoTerms) -> Scene:
+        """Noise, and conditions as the step has them."""
+        still, sink, motion = chunk_conditions(windows)
+        assert windows.video is not None and windows.first is not None
+        video = windows.video.flatten(0, 1)
+        noise = torch.randn(video.shape, generator=draw)
+        sigma = batch.sigma.flatten()
+        lost = torch.rand(3, generator=draw)
+        alone = bool((windows.first == 0).all()) and windows.video.shape[1] == 1
+        keep_prompt = torch.rand(len(windows.prompts), generator=draw) >= terms.drop_prompt
+        prompts = [p if keep else "" for p, keep in zip(windows.prompts, keep_prompt.tolist(), strict=True)]
+        text = self.prompt_encoder.encode(prompts).repeat_interleave(windows.video.shape[1], 0)
+
+        def noised(clean: Tensor) -> Tensor:
+            level = torch.rand(clean.shape[0], generator=draw) * terms.condition_noise
+            return interpolate(clean, torch.randn(clean.shape, generator=draw), level)
+
+        conditions = Conditions(
+            text=text,
+            ref=None if not alone and lost[0] < terms.drop_reference else still,
+            sink=None if alone or lost[1] < terms.drop_sink else noised(sink),
+            motion=None if alone or lost[2] < terms.drop_motion else noised(motion),
+        )
+        return Scene(noisy=interpolate(video, noise, sigma), target=velocity(video, noise), conditions=conditions)
+
+    def flow(self, batch: SpeechBatch, scene: Scene) -> tuple[Plan, Tensor, Tensor]:
+        """The plan and both velocities."""
+        plan = self.model.orchestrator(batch)
+        dit, x_a = self.model.dit, batch.noisy.flatten(0, 1)
+        layout = dit.layout(scene.conditions, scene.noisy, x_a)
+        v = dit(scene.noisy, x_a, plan.c_a, batch.sigma.flatten(), layout, scene.conditions)
+        assert v.video is not None and v.audio is not None
+        return plan, v.video.float(), v.audio.float()
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step % 100 == 0:
+            self.data.refresh()
+        if self.speech is not None and step % 2:
+            total, scalars = self.speech.loss(step)
+            return total, {f"speech_{k}": v for k, v in scalars.items()}
+        draw = generator(self.seed, step)
+        windows = self.windows(step, draw)
+        batch, target_a = corrupt(windows, self.speech_terms, draw)
+        scene = self.scene(windows, batch, draw, self.terms)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plan, v_v, v_a = self.flow(batch, scene)
+        flow_v = (v_v - scene.target).square().mean()
+        flow_a = (v_a - target_a.flatten(0, 1)).square().mean()
+        cross, distance, scalars = pointer_terms(plan, windows, batch)
+        total = self.terms.weight * flow_v + flow_a
+        total = total + self.speech_terms.pointer * cross + self.speech_terms.end * distance
+        return total, {"video": float(flow_v.detach()), "audio": float(flow_a.detach()), **scalars}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Both losses by sigma, and what each condition is worth: the loss with it shuffled."""
+        quiet = VideoTerms(drop_sink=0, drop_motion=0, drop_reference=0, drop_prompt=0, condition_noise=0)
+        calm = SpeechTerms(drop_reference=0, drop_text=0, history_noise=0, cursor_noise=0)
+        windows = self.held_out.batch(10**8, 12, 2, first="later")
+        assert windows.video is not None
+        figures: dict[str, float] = {}
+        for sigma in (0.5, 0.9, 1.0):
+            draw = generator(7, round(sigma * 100))
+            batch, _ = corrupt(windows, calm, draw)
+            noise = torch.randn(windows.audio.shape, generator=draw)
+            level = torch.full(batch.sigma.shape, sigma)
+            batch = replace(batch, sigma=level, noisy=interpolate(windows.audio, noise, level))
+            scene = self.scene(windows, batch, draw, quiet)
+            target_a = velocity(windows.audio, noise).flatten(0, 1)
+            c = scene.conditions
+            cases: dict[str, tuple[SpeechBatch, Scene]] = {"": (batch, scene)}
+            if sigma == 0.9:
+                roll = self.chunks
+                cases["_wrong_text"] = (wrong_text(batch), scene)
+                for part in ("text", "ref", "sink", "motion"):
+                    value = getattr(c, part)
+                    cases[f"_wrong_{'prompt' if part == 'text' else part}"] = (
+                        batch, replace(scene, conditions=replace(c, **{part: value.roll(roll, 0)})),
+                    )
+            for name, (speech, picture) in cases.items():
+                plan, v_v, v_a = self.flow(speech, picture)
+                figures[f"video_{sigma}{name}"] = float((v_v - scene.target).square().mean())
+                figures[f"audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
+                if not name:
+                    figures[f"within_1_{sigma}"] = pointer_terms(plan, windows, batch)[2]["within_1"]
+        return figures
+
+
+def train_joint(
+    data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 6,
+    rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, start: Path | None = None, speech: Path | None = None,
+    prompt_encoder: Path | None = None,
+) -> None:
+    """Train stage 2 for `minutes` from stage 1's export in `start`; writes components and a checkpoint.
+
+    `speech`: shards of speech alone to mix in; `prompt_encoder`: the frozen text encoder's folder (the
+    shipped one by default)."""
+    from importlib import resources
+
+    folder = prompt_encoder or Path(str(resources.files("streamchar") / "assets" / "toon" / "prompt_encoder"))
+    objective = JointObjective(
+        config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(), start=None if resume else start,
+        speech=speech, seed=seed,
+    )
+
+    def export(target: Path) -> None:
+        save_component(objective.model.orchestrator, config.orchestrator, target / "orchestrator")
+        save_component(objective.model.dit, config.dit, target / "dit")
+
+    schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown)
+    run(objective, schedule, out, resume=resume, export=export, facts={"preset": config.name, "seed": seed, "batch": batch})
