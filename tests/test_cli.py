@@ -153,7 +153,7 @@ def test_say_writes_a_video_and_its_figures(capsys: pytest.CaptureFixture[str], 
         assert sum(1 for _ in container.decode(video=0)) == 66
     assert "one two three four five" in Path("a.vtt").read_text().replace("\n", " ")
     assert pipeline.started == {
-        "text": "one two three four five", "character": 7, "prompt": "", "voice": None, "seed": 0, "steps": 16
+        "text": "one two three four five", "character": 7, "prompt": "", "voice": None, "seed": 0, "steps": None
     }  # fmt: skip
     assert sorted(path.name for path in Path().iterdir()) == ["a.mp4", "a.vtt"]
 
@@ -176,10 +176,13 @@ def test_an_unknown_prompt_word_is_a_warning(caplog: pytest.LogCaptureFixture) -
     assert "unknown prompt word 'zorgle'; known: happy" in caplog.text
 
 
-def test_a_stalled_pointer_is_a_warning(caplog: pytest.LogCaptureFixture, pipeline: type[FakePipeline]) -> None:
+def test_a_stalled_pointer_still_gives_a_file(
+    capsys: pytest.CaptureFixture[str], pipeline: type[FakePipeline]
+) -> None:
     pipeline.stalled = True
-    assert main(["say", "one", "-o", "a.wav"]) == 0
-    assert "stopped advancing" in caplog.text
+    assert main(["say", "one", "-o", "a.wav", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stalled"] is True
+    assert Path("a.wav").exists()
 
 
 def test_a_saved_stream_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +264,8 @@ def test_bad_input_is_one_clear_line(case: str, capsys: pytest.CaptureFixture[st
         ("train joint --data no --out run --minutes 1", "there is no folder no"),
         ("train joint --data . --out run --minutes 0", "--minutes must be above 0"),
         ("train joint --data . --out run --minutes 1 --preset mega", "unknown preset 'mega'"),
+        ("train prompt-encoder --minutes 1", "needs --out"),
+        ("train prompt-encoder --out run --minutes 1 --resume", "cannot be resumed"),
         ("info --model nowhere", "there is no model"),
     ],
 )

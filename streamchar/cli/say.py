@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_CHARACTER = "7"
 DEFAULT_PROMPT = ""
-DEFAULT_STEPS = 16
 MAX_STEPS = 1000
 
 
@@ -82,7 +81,7 @@ def say(
     prompt: Annotated[str | None, typer.Option(help="How the character behaves: mood, gesture, energy.")] = None,
     voice: Annotated[Path | None, typer.Option(metavar="WAV", help="A few seconds of the voice to speak with.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.  [default: 0]")] = None,
-    steps: Annotated[int | None, typer.Option(help=f"Sampling steps a chunk.  [default: {DEFAULT_STEPS}]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps a chunk.  [default: the model's]")] = None,
     captions: Annotated[Path | None, typer.Option(metavar="VTT", help="Also write WebVTT captions.")] = None,
     model: Annotated[str, typer.Option(metavar="toon|DIR|HUB_ID", help="Which model.")] = "toon",
     save_state: Annotated[Path | None, typer.Option(help="Save the stream's state at the end.")] = None,
@@ -142,9 +141,6 @@ def speak(request: Request) -> dict[str, Any]:
                 words += chunk.words
         if first is None:
             raise StateError("the saved stream has already spoken its whole text; start a new one with a text")
-        if session.stalled:
-            spoken = (session.spoken_words, session.total_words)
-            logger.warning("the speech stopped advancing: %d of %d words spoken", *spoken)
         if caption_file:
             with writing(caption_file.target):
                 text = vtt(words, start=first * CHUNK_SECONDS)
@@ -198,6 +194,6 @@ def _prepare(request: Request, text: str | None):
             prompt=prompt,
             voice=voice,
             seed=request.seed or 0,
-            steps=request.steps or DEFAULT_STEPS,
+            steps=request.steps,
         )
     )

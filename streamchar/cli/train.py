@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Where a stage's training function lives: `train(data, out, minutes, config=..., resume=...)`."""
+    """Where a stage's training function lives: `train(data, out, minutes, config=..., resume=...)`, or
+    `train(out, minutes, config=...)` where it makes its own data in minutes."""
 
     module: str
     function: str
     part: str | None = None
     """The component of the model's configuration that it takes; the whole when None."""
+    reads_data: bool = True
 
     def config(self, whole: ModelConfig) -> Any:
         return getattr(whole, self.part) if self.part else whole
@@ -32,7 +34,9 @@ class Stage:
 STAGES = {
     "audio-codec": Stage(module="streamchar.train.audio_codec", function="train_audio_codec", part="audio"),
     "video-codec": Stage(module="streamchar.train.video_codec", function="train_video_codec", part="video"),
-    "prompt-encoder": Stage(module="streamchar.train.prompt_encoder", function="train_prompt_encoder", part="prompt"),
+    "prompt-encoder": Stage(
+        module="streamchar.train.prompt_encoder", function="train_prompt_encoder", part="prompt", reads_data=False
+    ),
     "orchestrator": Stage(module="streamchar.train.orchestrator", function="train_orchestrator"),
     "joint": Stage(module="streamchar.train.joint", function="train_joint"),
 }
@@ -49,16 +53,24 @@ def train(
     """Train one stage for some minutes; repeat with --resume to go on."""
     if stage not in STAGES:
         raise InputError(f"unknown stage {stage!r}; one of: {', '.join(STAGES)}")
-    if data is None or out is None or minutes is None:
-        missing = [name for name, value in (("--data", data), ("--out", out), ("--minutes", minutes)) if value is None]
+    chosen = STAGES[stage]
+    needed = {"--data": data} if chosen.reads_data else {}
+    missing = [name for name, value in {**needed, "--out": out, "--minutes": minutes}.items() if value is None]
+    if missing:
         raise InputError(f"training needs {', '.join(missing)}")
+    assert out is not None and minutes is not None
     if not 0 < minutes < float("inf"):
         raise InputError(f"--minutes must be above 0, got {minutes}")
-    if not data.is_dir():
+    if chosen.reads_data and not (data and data.is_dir()):
         raise InputError(f"there is no folder {data}; write shards with: streamchar world --shards {data} --hours 1")
+    if resume and not chosen.reads_data:
+        raise InputError(f"{stage} trains in minutes and cannot be resumed; leave out --resume")
     from streamchar.config.presets import preset as named
 
-    config = STAGES[stage].config(named(preset))
+    config = chosen.config(named(preset))
     logging.getLogger("streamchar").setLevel(logging.INFO)
-    function = getattr(import_module(STAGES[stage].module), STAGES[stage].function)
-    function(data, out, minutes, config=config, resume=resume)
+    function = getattr(import_module(chosen.module), chosen.function)
+    if chosen.reads_data:
+        function(data, out, minutes, config=config, resume=resume)
+    else:
+        function(out, minutes, config=config)
