@@ -9,7 +9,7 @@ Shapes: B batch, n chunks, J = 33, N tokens, R reference latents, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,11 @@ class Windows:
     @property
     def size(self) -> int:
         return self.audio.shape[0]
+
+    def to(self, device: torch.device | str) -> Windows:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
 
 
 def progress_at(token_start: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ Shapes: B batch, R reference latents, N text tokens, T history latents, n chunks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class SpeechBatch:
     @property
     def chunks(self) -> int:
         return self.noisy.shape[1]
+
+    def to(self, device: torch.device | str) -> SpeechBatch:
+        """The same batch on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def training_positions(batch: SpeechBatch) -> Tensor:

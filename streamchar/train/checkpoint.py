@@ -35,7 +35,8 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
         parameter, _, key = name.rpartition("|")
         if parameter not in parameters:
             raise StateError(f"the optimiser's state names {parameter}, which this model does not have")
-        optimizer.state.setdefault(parameters[parameter], {})[key] = value.clone()
+        where = "cpu" if key == "step" else parameters[parameter].device
+        optimizer.state.setdefault(parameters[parameter], {})[key] = value.to(where)
 
 
 def save_checkpoint(
@@ -48,7 +49,7 @@ def save_checkpoint(
     part.mkdir(parents=True)
     save_file({n: p.detach().contiguous().clone() for n, p in model.state_dict().items()}, part / "model.safetensors")
     save_file(_optimizer_tensors(model, optimizer), part / "optimizer.safetensors")
-    save_file({n: v.contiguous() for n, v in average.items()}, part / "average.safetensors")
+    save_file({n: v.cpu().contiguous() for n, v in average.items()}, part / "average.safetensors")
     (part / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     if folder.exists():
         folder.rename(old)

@@ -58,6 +58,14 @@ class Scene:
     target: Tensor
     conditions: Conditions
 
+    def to(self, device: torch.device | str) -> Scene:
+        """The same on another device."""
+        c = self.conditions
+        moved = {n: getattr(c, n).to(device) for n in ("text", "ref", "sink", "motion") if getattr(c, n) is not None}
+        return Scene(
+            noisy=self.noisy.to(device), target=self.target.to(device), conditions=replace(c, **moved)
+        )
+
 
 def chunk_conditions(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
     """Clean still, sink and motion of each chunk: three of (B n, Cv, T, h, w). Motion of a window's
@@ -76,20 +84,22 @@ class JointObjective:
 
     def __init__(
         self, config: ModelConfig, data: Path, prompt_encoder: T5PromptEncoder, *, batch: int, terms: VideoTerms,
-        start: Path | None = None, speech: Path | None = None, seed: int = 0,
+        start: Path | None = None, speech: Path | None = None, seed: int = 0, device: str = "cpu",
     ) -> None:
         torch.manual_seed(seed)
+        self.device = torch.device(device)
         self.config, self.terms, self.seed, self.batch, self.chunks = config, terms, seed, batch, 2
         self.speech_terms = SpeechTerms()
         if speech is None:
             self.speech, self.model = None, SpeechModel(config)
             compile_speech(self.model)
         else:
-            self.speech = SpeechObjective(config, speech, batch=batch, terms=self.speech_terms, seed=seed)
+            self.speech = SpeechObjective(config, speech, batch=batch, terms=self.speech_terms, seed=seed, device=device)
             self.model = self.speech.model
         self.model.dit.blocks.requires_grad_(True)
         for block in self.model.dit.blocks:
             block.compile(dynamic=True)
+        self.model.to(self.device)
         self.prompt_encoder = prompt_encoder.eval().requires_grad_(False)
         limits = {"look_ahead": config.orchestrator.look_ahead, "max_reference": config.orchestrator.max_reference}
         self.data = WindowDataset(data, **limits, seed=seed + 1)
@@ -168,8 +178,9 @@ class JointObjective:
         draw = generator(self.seed, step)
         windows = self.windows(step, draw)
         batch, target_a = corrupt(windows, self.speech_terms, draw)
-        scene = self.scene(windows, batch, draw, self.terms)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        scene = self.scene(windows, batch, draw, self.terms).to(self.device)
+        windows, batch, target_a = windows.to(self.device), batch.to(self.device), target_a.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             plan, v_v, v_a = self.flow(batch, scene)
         flow_v = (v_v - scene.target).square().mean()
         flow_a = (v_a - target_a.flatten(0, 1)).square().mean()
@@ -192,8 +203,9 @@ class JointObjective:
             noise = torch.randn(windows.audio.shape, generator=draw)
             level = torch.full(batch.sigma.shape, sigma)
             batch = replace(batch, sigma=level, noisy=interpolate(windows.audio, noise, level))
-            scene = self.scene(windows, batch, draw, quiet)
-            target_a = velocity(windows.audio, noise).flatten(0, 1)
+            scene = self.scene(windows, batch, draw, quiet).to(self.device)
+            target_a = velocity(windows.audio, noise).flatten(0, 1).to(self.device)
+            batch = batch.to(self.device)
             c = scene.conditions
             cases: dict[str, tuple[SpeechBatch, Scene]] = {"": (batch, scene)}
             if sigma == 0.9:
@@ -209,14 +221,14 @@ class JointObjective:
                 figures[f"video_{sigma}{name}"] = float((v_v - scene.target).square().mean())
                 figures[f"audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
                 if not name:
-                    figures[f"within_1_{sigma}"] = pointer_terms(plan, windows, batch)[2]["within_1"]
+                    figures[f"within_1_{sigma}"] = pointer_terms(plan, windows.to(self.device), batch)[2]["within_1"]
         return figures
 
 
 def train_joint(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 6,
     rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, start: Path | None = None, speech: Path | None = None,
-    prompt_encoder: Path | None = None,
+    prompt_encoder: Path | None = None, device: str = "cpu",
 ) -> None:
     """Train stage 2 for `minutes` from stage 1's export in `start`; writes components and a checkpoint.
 
@@ -227,7 +239,7 @@ def train_joint(
     folder = prompt_encoder or Path(str(resources.files("streamchar") / "assets" / "toon" / "prompt_encoder"))
     objective = JointObjective(
         config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(), start=None if resume else start,
-        speech=speech, seed=seed,
+        speech=speech, seed=seed, device=device,
     )
 
     def export(target: Path) -> None:

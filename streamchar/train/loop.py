@@ -117,7 +117,8 @@ def run(
     optimizer = torch.optim.AdamW(_groups(objective, schedule), schedule.rate, betas=schedule.betas)
     averages, step, facts = Averages(model, schedule.average), 0, {"objective": objective.name, **(facts or {})}
     if resume:
-        averages.values, stored = load_checkpoint(folder, model, optimizer, facts)
+        stored_average, stored = load_checkpoint(folder, model, optimizer, facts)
+        averages.values = {n: v.to(averages.values[n].device) for n, v in stored_average.items()}
         step = int(stored["step"])
     writer = _writer(out)
     start = saved = time.monotonic()

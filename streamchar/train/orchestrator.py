@@ -107,8 +107,11 @@ class SpeechObjective:
     name = "orchestrator"
     chunks = (4, 4, 4, 10)
 
-    def __init__(self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(seed)
+        self.device = torch.device(device)
         self.config, self.terms, self.seed, self.batch = config, terms, seed, batch
         self.model = SpeechModel(config)
         self.model.dit.blocks.requires_grad_(False)
@@ -118,6 +121,7 @@ class SpeechObjective:
         held_out = data / "held_out"
         self.held_out = WindowDataset(held_out, **limits) if held_out.is_dir() else None
         measure_deviation(self.model.dit, self.data)
+        self.model.to(self.device)
         self.samples_per_step = batch
 
     def rate_factor(self, name: str) -> float:
@@ -138,7 +142,8 @@ class SpeechObjective:
             self.data.refresh()
         windows = self.windows(step)
         batch, target = corrupt(windows, self.terms, generator(self.seed, step))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        windows, batch, target = windows.to(self.device), batch.to(self.device), target.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             plan, v = self.flow(batch)
         flow = (v - target).square().mean()
         cross, distance, scalars = pointer_terms(plan, windows, batch)
@@ -157,15 +162,15 @@ class SpeechObjective:
             batch, _ = corrupt(windows, quiet, draw)
             noise = torch.randn(windows.audio.shape, generator=draw)
             level = torch.full(batch.sigma.shape, sigma)
-            batch = replace(batch, sigma=level, noisy=interpolate(windows.audio, noise, level))
-            target = velocity(windows.audio, noise)
+            batch = replace(batch, sigma=level, noisy=interpolate(windows.audio, noise, level)).to(self.device)
+            target = velocity(windows.audio, noise).to(self.device)
             for name, changed in (("", batch), ("_wrong_text", wrong_text(batch)), ("_wrong_voice", wrong_voice(batch))):
                 if name and sigma not in (0.8, 1.0):
                     continue
                 plan, v = self.flow(changed)
                 figures[f"flow_{sigma}{name}"] = float((v - target).square().mean())
                 if not name:
-                    scalars = pointer_terms(plan, windows, batch)[2]
+                    scalars = pointer_terms(plan, windows.to(self.device), batch)[2]
                     figures[f"within_1_{sigma}"] = scalars["within_1"]
                     figures[f"end_error_{sigma}"] = scalars["end_error"]
         return figures
@@ -183,10 +188,10 @@ def wrong_voice(batch: SpeechBatch) -> SpeechBatch:
 
 def train_orchestrator(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 16,
-    rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0,
+    rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, device: str = "cpu",
 ) -> None:
     """Train stage 1 for `minutes`; writes `out/orchestrator`, `out/dit` and a checkpoint."""
-    objective = SpeechObjective(config, data, batch=batch, terms=SpeechTerms(), seed=seed)
+    objective = SpeechObjective(config, data, batch=batch, terms=SpeechTerms(), seed=seed, device=device)
 
     def export(folder: Path) -> None:
         save_component(objective.model.orchestrator, config.orchestrator, folder / "orchestrator")
