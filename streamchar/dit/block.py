@@ -86,7 +86,11 @@ class Block(nn.Module):
         if past is not None and past.self_attention is not None:
             parts.insert(0, past.self_attention)
         keys = join(parts) if parts else None
-        text = past.text if past is not None else self.attn2.keys_values(run.text)
+        if past is not None:
+            text = past.text
+        else:
+            assert run.text is not None
+            text = self.attn2.keys_values(run.text)
         outputs = tuple(
             x if keys is None or (last and span.clean) else self._span(x, y, span, modulation, (keys, text))
             for x, y, span, modulation in zip(xs, inputs, run.spans, modulations, strict=True)

@@ -31,6 +31,8 @@ class VelocitySkip(nn.Module):
     `load_wan` sets the gain to zero.
     """
 
+    deviation: Tensor
+
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1))

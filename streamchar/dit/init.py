@@ -10,6 +10,8 @@ speech model is the joint model's start).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -19,13 +21,16 @@ from streamchar.nn.attention import Attention
 from streamchar.nn.embeddings import TimeEmbedding
 from streamchar.nn.modulation import ModulationTable
 
+if TYPE_CHECKING:
+    from streamchar.dit.model import JointDiT
+
 TIME_STD = 0.02
 """Of the projection from the time embedding to the modulation rows."""
 
 
 @torch.no_grad()
-def initialise(dit: nn.Module) -> None:
-    """Initialise a `JointDiT` in place; needs no data and works on the meta device."""
+def initialise(dit: JointDiT) -> None:
+    """Initialise in place; needs no data and works on the meta device."""
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

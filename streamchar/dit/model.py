@@ -222,11 +222,13 @@ class JointDiT(nn.Module):
     def _run(
         self, xs: tuple[Tensor, ...], run: Pass, past: tuple[LayerCache, ...] | None
     ) -> tuple[tuple[Tensor, ...], tuple[LayerCache, ...]]:
+        """All blocks in a row; the caches are empty unless the pass keeps them."""
         kept = []
         for index, block in enumerate(self.blocks):
             last = index == len(self.blocks) - 1
             xs, cache = block(xs, run, None if past is None else past[index], last=last)
-            kept.append(cache)
+            if cache is not None:
+                kept.append(cache)
         return xs, tuple(kept)
 
     def _leave(self, x_BLD: Tensor, noisy: Noisy, layout: Layout) -> Velocity:
