@@ -47,6 +47,8 @@ class VideoTerms:
     drop_prompt: float = 0.1
     condition_noise: float = 0.15
     """Largest noise level mixed into motion and sink."""
+    freeze_speech: bool = False
+    """Train the main blocks alone: stage 1 may go on elsewhere meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,9 @@ class JointObjective:
         self.model.dit.blocks.requires_grad_(True)
         for block in self.model.dit.blocks:
             block.compile(dynamic=True)
+        if terms.freeze_speech:
+            for name, p in self.model.named_parameters():
+                p.requires_grad_(not self._speech_side(name))
         self.model.to(self.device)
         self.prompt_encoder = prompt_encoder.eval().requires_grad_(False)
         limits = {"look_ahead": config.orchestrator.look_ahead, "max_reference": config.orchestrator.max_reference}
@@ -124,10 +129,15 @@ class JointObjective:
         video = clips.video.flatten(0, 1)
         self.model.dit.head.velocity.deviation.copy_(video.std(dim=(0, 2, 3, 4)))
 
+    @staticmethod
+    def _speech_side(name: str) -> bool:
+        """What stage 1 trains; the two bridges to the main blocks are not part of it."""
+        bridge = name.startswith(("dit.audio.to_main.", "dit.audio.from_main."))
+        return name.startswith(("orchestrator.", "dit.audio.")) and not bridge
+
     def rate_factor(self, name: str) -> float:
-        """Stage 1 has trained the speech side already: it moves at a third of the rate."""
-        trained = name.startswith(("orchestrator.", "dit.audio."))
-        return 0.4 if trained and self.speech is not None else 1.0
+        """Stage 1 has trained the speech side already: it moves more slowly."""
+        return 0.5 if self._speech_side(name) and self.speech is not None else 1.0
 
     def windows(self, step: int, draw: torch.Generator) -> Windows:
         first = float(torch.rand((), generator=draw)) < self.terms.first_chunk
@@ -162,7 +172,8 @@ class JointObjective:
 
     def flow(self, batch: SpeechBatch, scene: Scene) -> tuple[Plan, Tensor, Tensor]:
         """The plan and both velocities."""
-        plan = self.model.orchestrator(batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.terms.freeze_speech):
+            plan = self.model.orchestrator(batch)
         dit, x_a = self.model.dit, batch.noisy.flatten(0, 1)
         layout = dit.layout(scene.conditions, scene.noisy, x_a)
         v = dit(scene.noisy, x_a, plan.c_a, batch.sigma.flatten(), layout, scene.conditions)
@@ -228,7 +239,7 @@ class JointObjective:
 def train_joint(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 6,
     rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, start: Path | None = None, speech: Path | None = None,
-    prompt_encoder: Path | None = None, device: str = "cpu",
+    prompt_encoder: Path | None = None, device: str = "cpu", freeze_speech: bool = False,
 ) -> None:
     """Train stage 2 for `minutes` from stage 1's export in `start`; writes components and a checkpoint.
 
@@ -238,7 +249,7 @@ def train_joint(
 
     folder = prompt_encoder or Path(str(resources.files("streamchar") / "assets" / "toon" / "prompt_encoder"))
     objective = JointObjective(
-        config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(), start=None if resume else start,
+        config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(freeze_speech=freeze_speech), start=None if resume else start,
         speech=speech, seed=seed, device=device,
     )
 
