@@ -110,17 +110,17 @@ class JointObjective:
         self.data = WindowDataset(data, **limits, seed=seed + 1)
         held_out = data / "held_out"
         self.held_out = WindowDataset(held_out, **limits) if held_out.is_dir() else self.data
-        self._measure_deviation()
         if start is not None:
             self._start_from(start)
+        self._measure_deviation()
         self.samples_per_step = batch * self.chunks
 
     def _start_from(self, folder: Path) -> None:
-        """Stage 1's speech model; the picture's parts stay as initialised."""
+        """Stage 1's speech model, with main blocks that are still as initialised, or a joint run's export."""
         speech = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
         self.model.orchestrator.load_state_dict(speech.state_dict())
         trained = load_component(JointDiT, DiTConfig, folder / "dit")
-        self.model.dit.audio.load_state_dict(trained.audio.state_dict())
+        self.model.dit.load_state_dict(trained.state_dict())
 
     @torch.no_grad()
     def _measure_deviation(self) -> None:
