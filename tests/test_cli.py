@@ -264,6 +264,15 @@ def test_bad_input_is_one_clear_line(case: str, capsys: pytest.CaptureFixture[st
         ("train joint --data no --out run --minutes 1", "there is no folder no"),
         ("train joint --data . --out run --minutes 0", "--minutes must be above 0"),
         ("train joint --data . --out run --minutes 1 --preset mega", "unknown preset 'mega'"),
+        ("train joint --data . --out run --minutes 1 --batch 0", "--batch must be at least 1"),
+        ("train joint --data . --out run --minutes 1 --rate 0", "--rate must be above 0"),
+        ("train joint --data . --out run --minutes 1 --cooldown 2", "--cooldown is a share"),
+        ("train joint --data . --out run --minutes 1 --start no", "--start: there is no folder no"),
+        ("train joint --data . --out run --minutes 1 --device bogus", "--device bogus cannot be used"),
+        ("train orchestrator --data . --out run --minutes 1 --speech .", "orchestrator does not take --speech"),
+        ("train audio-codec --data no --out run --minutes 1", "streamchar world --speech-raw DIR --hours 3"),
+        ("world --speech-raw d", "needs --hours above 0"),
+        ("world --clips-raw d --clips 0", "needs --clips above 0"),
         ("train prompt-encoder --minutes 1", "needs --out"),
         ("train prompt-encoder --out run --minutes 1 --resume", "cannot be resumed"),
         ("info --model nowhere", "there is no model"),
@@ -271,6 +280,46 @@ def test_bad_input_is_one_clear_line(case: str, capsys: pytest.CaptureFixture[st
 )
 def test_other_commands_refuse_as_clearly(arguments: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert reason in refused(capsys, *arguments.split())
+
+
+def test_train_hands_on_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamchar.cli import train as command
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def stand_in(
+        data: Path, out: Path, minutes: float, *, config: Any, resume: bool = False, batch: int = 4,
+        rate: float = 1e-3, cooldown: float = 0.0, start: Path | None = None, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        given = {"batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "device": device}
+        calls.append(((data, out, minutes, config.name, resume), given))
+
+    monkeypatch.setattr(command, "import_module", lambda name: SimpleNamespace(train_joint=stand_in))
+    Path("data").mkdir()
+    arguments = "train joint --data data --out run --minutes 2.5 --preset tiny"
+    assert main(arguments.split()) == 0
+    further = "--resume --batch 8 --rate 0.002 --cooldown 0.5 --start data --device cpu"
+    assert main([*arguments.split(), *further.split()]) == 0
+    plain = {"batch": 4, "rate": 1e-3, "cooldown": 0.0, "start": None, "device": "cpu"}
+    asked = {"batch": 8, "rate": 0.002, "cooldown": 0.5, "start": Path("data"), "device": "cpu"}
+    assert calls == [
+        ((Path("data"), Path("run"), 2.5, "tiny", False), plain),
+        ((Path("data"), Path("run"), 2.5, "tiny", True), asked),
+    ]
+
+
+def test_every_stage_has_a_function_that_fits() -> None:
+    from importlib import import_module
+    from inspect import signature
+
+    from streamchar.cli.train import STAGES
+
+    for name, stage in STAGES.items():
+        parameters = list(signature(getattr(import_module(stage.module), stage.function)).parameters)
+        first = ["data", "out", "minutes"] if stage.reads_data else ["out", "minutes"]
+        assert parameters[: len(first)] == first, name
+        assert "config" in parameters and ("resume" in parameters or not stage.reads_data), name
+        assert "device" in parameters or not stage.reads_data, name
 
 
 @pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt(), 130), (StateError("broken off"), 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,17 +26,28 @@ class Stage:
     function: str
     part: str | None = None
     """The component of the model's configuration that it takes; the whole when None."""
-    reads_data: bool = True
+    source: str | None = "--shards DIR --hours 1"
+    """What `streamchar world` writes its data with; None where it makes its own."""
+
+    @property
+    def reads_data(self) -> bool:
+        return self.source is not None
 
     def config(self, whole: ModelConfig) -> Any:
         return getattr(whole, self.part) if self.part else whole
 
 
 STAGES = {
-    "audio-codec": Stage(module="streamchar.train.audio_codec", function="train_audio_codec", part="audio"),
-    "video-codec": Stage(module="streamchar.train.video_codec", function="train_video_codec", part="video"),
+    "audio-codec": Stage(
+        module="streamchar.train.audio_codec", function="train_audio_codec", part="audio",
+        source="--speech-raw DIR --hours 3",
+    ),
+    "video-codec": Stage(
+        module="streamchar.train.video_codec", function="train_video_codec", part="video",
+        source="--clips-raw DIR --clips 400",
+    ),
     "prompt-encoder": Stage(
-        module="streamchar.train.prompt_encoder", function="train_prompt_encoder", part="prompt", reads_data=False
+        module="streamchar.train.prompt_encoder", function="train_prompt_encoder", part="prompt", source=None
     ),
     "orchestrator": Stage(module="streamchar.train.orchestrator", function="train_orchestrator"),
     "joint": Stage(module="streamchar.train.joint", function="train_joint"),
@@ -44,11 +56,18 @@ STAGES = {
 
 def train(
     stage: Annotated[str, typer.Argument(metavar="|".join(STAGES), help="What to train.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of shards, from `streamchar world --shards`.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of data that `streamchar world` wrote.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run: checkpoints and scalars.")] = None,
     preset: Annotated[str, typer.Option(help="Model size: toon, tiny or paper.")] = "toon",
     minutes: Annotated[float | None, typer.Option(help="Wall time to train for.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; cpu when not given.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows or clips a step; else the stage's own.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; else the stage's own.")] = None,
+    cooldown: Annotated[float | None, typer.Option(help="Share of the minutes, at the end, in which it falls.")] = None,
+    start: Annotated[Path | None, typer.Option(metavar="DIR", help="Begin with these weights (joint: stage 1's).")] = None,
+    speech: Annotated[Path | None, typer.Option(metavar="DIR", help="joint: shards of speech alone to mix in.")] = None,
+    freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
 ) -> None:
     """Train one stage for some minutes; repeat with --resume to go on."""
     if stage not in STAGES:
@@ -62,15 +81,45 @@ def train(
     if not 0 < minutes < float("inf"):
         raise InputError(f"--minutes must be above 0, got {minutes}")
     if chosen.reads_data and not (data and data.is_dir()):
-        raise InputError(f"there is no folder {data}; write shards with: streamchar world --shards {data} --hours 1")
+        raise InputError(f"there is no folder {data}; write one with: streamchar world {chosen.source}")
     if resume and not chosen.reads_data:
         raise InputError(f"{stage} trains in minutes and cannot be resumed; leave out --resume")
+    options = {
+        "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
+        "freeze_speech": freeze_speech or None,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    check(options)
     from streamchar.config.presets import preset as named
 
     config = chosen.config(named(preset))
     logging.getLogger("streamchar").setLevel(logging.INFO)
     function = getattr(import_module(chosen.module), chosen.function)
+    unknown = [name for name in options if name not in signature(function).parameters]
+    if unknown:
+        raise InputError(f"{stage} does not take --{unknown[0].replace('_', '-')}; leave it out")
     if chosen.reads_data:
-        function(data, out, minutes, config=config, resume=resume)
+        function(data, out, minutes, config=config, resume=resume, **options)
     else:
-        function(out, minutes, config=config)
+        function(out, minutes, config=config, **options)
+
+
+def check(options: dict[str, Any]) -> None:
+    """Raise `InputError` for values that no stage takes."""
+    if options.get("batch", 1) < 1:
+        raise InputError(f"--batch must be at least 1, got {options['batch']}")
+    if not 0 < options.get("rate", 1.0) < float("inf"):
+        raise InputError(f"--rate must be above 0, got {options['rate']}")
+    if not 0 <= options.get("cooldown", 0.0) <= 1:
+        raise InputError(f"--cooldown is a share of the minutes, from 0 to 1, got {options['cooldown']}")
+    for name in ("start", "speech"):
+        if name in options and not options[name].is_dir():
+            raise InputError(f"--{name}: there is no folder {options[name]}")
+    if "device" in options:
+        import torch
+
+        try:
+            torch.zeros(1, device=options["device"])
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--device {options['device']} cannot be used: {reason}") from None

@@ -20,8 +20,12 @@ def world(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="clip.mp4, clip.webm or clip.wav.")] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a sheet of characters.")] = None,
     shards: Annotated[Path | None, typer.Option(metavar="DIR", help="Write training shards; needs --hours.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Hours of clips to write.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that write shards.")] = 1,
+    speech_raw: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the audio codec's data; --hours.")] = None,
+    clips_raw: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the video codec's data; --clips.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours to write.")] = None,
+    clips: Annotated[int | None, typer.Option(help="Clips of one chunk to write, of a character each.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that write data.")] = 1,
+    shard_seconds: Annotated[float | None, typer.Option(help="Playing time of one shard.", hidden=True)] = None,
     seed: Annotated[int, typer.Option(help="The character, or the first of the sheet or shards.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="How the character behaves; else as the seed has it.")] = None,
     audio_codec: Annotated[Path | None, typer.Option(metavar="DIR", help="Codec of the shards; else toon's.")] = None,
@@ -29,10 +33,13 @@ def world(
     speech_only: Annotated[bool, typer.Option("--speech-only", help="Shards without pictures, for stage 1.")] = False,
     held_out: Annotated[bool, typer.Option("--held-out", help="Shards of held-out characters and sentences.")] = False,
 ) -> None:
-    """Draw the cartoon world: a clip (--text), a sheet (--sheet) or training data (--shards)."""
-    asked = [name for name, value in (("--text", text), ("--sheet", sheet), ("--shards", shards)) if value is not None]
+    """Draw the cartoon world: a clip (--text), a sheet (--sheet) or training data (the others)."""
+    targets = {
+        "--text": text, "--sheet": sheet, "--shards": shards, "--speech-raw": speech_raw, "--clips-raw": clips_raw,
+    }
+    asked = [name for name, value in targets.items() if value is not None]
     if len(asked) != 1:
-        raise InputError(f"give one of --text, --sheet and --shards, got {', '.join(asked) or 'none'}")
+        raise InputError(f"give one of {', '.join(targets)}; got {', '.join(asked) or 'none'}")
     if seed < 0:
         raise InputError(f"--seed must be 0 or more, got {seed}")
     if text is not None:
@@ -40,8 +47,8 @@ def world(
     elif sheet is not None:
         draw_sheet(sheet, seed)
     elif shards is not None:
-        check_shards(shards, hours, workers)
-        from streamchar.data.prepare import Recipe, prepare
+        check_amount("--shards", shards, "--hours", hours, workers)
+        from streamchar.data.prepare import SHARD_SECONDS, Recipe, prepare
 
         prepare(
             Recipe(
@@ -52,8 +59,21 @@ def world(
                 seed=seed,
                 held_out=held_out,
                 workers=workers,
+                shard_seconds=SHARD_SECONDS if shard_seconds is None else shard_seconds,
             )
         )
+    elif speech_raw is not None:
+        check_amount("--speech-raw", speech_raw, "--hours", hours, workers)
+        if held_out:
+            raise InputError("--speech-raw has no held-out half; leave out --held-out")
+        from streamchar.train.raw import raw_speech
+
+        raw_speech(speech_raw, hours or 0.0, seed=seed, workers=workers)
+    elif clips_raw is not None:
+        check_amount("--clips-raw", clips_raw, "--clips", clips, workers)
+        from streamchar.train.raw import raw_clips
+
+        raw_clips(clips_raw, clips or 0, held_out=held_out, seed=seed, workers=workers)
 
 
 def draw_clip(seed: int, text: str, prompt: str | None, output: Path | None) -> None:
@@ -95,14 +115,14 @@ def draw_sheet(target: Path, seed: int) -> None:
     print(target)
 
 
-def check_shards(folder: Path, hours: float | None, workers: int) -> None:
-    """Raise `InputError` for what cannot be prepared."""
-    if hours is None or not 0 < hours < float("inf"):
-        raise InputError(f"--shards needs --hours above 0, got {hours}")
+def check_amount(option: str, folder: Path, unit: str, amount: float | None, workers: int) -> None:
+    """Raise `InputError` for what cannot be written."""
+    if amount is None or not 0 < amount < float("inf"):
+        raise InputError(f"{option} needs {unit} above 0, got {amount}")
     if workers < 1:
         raise InputError(f"--workers must be at least 1, got {workers}")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--shards must be a folder, {folder} is a file")
+        raise InputError(f"{option} must be a folder, {folder} is a file")
 
 
 def codec_folder(given: Path | None, component: str) -> Path:

@@ -24,6 +24,8 @@ from streamchar.types import AudioCodec, Speech, VideoCodec
 log = logging.getLogger(__name__)
 
 SHARD_SECONDS = 600.0
+MAX_SHARD_SECONDS = 1200.0
+"""A shard's clips have 1,000 seeds to themselves, and no clip is shorter than a chunk."""
 END_ID = len(phonemes.ALPHABET)
 
 
@@ -39,14 +41,18 @@ class Recipe:
     seed: int = 0
     held_out: bool = False
     workers: int = 1
+    shard_seconds: float = SHARD_SECONDS
+    """Playing time of one shard: short ones where little time is left to finish any."""
 
     def __post_init__(self) -> None:
         if not self.hours > 0:
             raise ConfigError(f"hours must be above 0, got {self.hours}")
+        if not 0 < self.shard_seconds <= MAX_SHARD_SECONDS:
+            raise ConfigError(f"shard_seconds must be above 0 and at most {MAX_SHARD_SECONDS:.0f}, got {self.shard_seconds}")
 
     @property
     def shards(self) -> int:
-        return max(1, round(self.hours * 3600 / SHARD_SECONDS))
+        return max(1, round(self.hours * 3600 / self.shard_seconds))
 
 
 def tokens_of(speech: Speech) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +135,7 @@ def prepare_shard(recipe: Recipe, index: int) -> Path:
     video = None if recipe.video_codec is None else ToonVideoCodec.load(recipe.video_codec)
     clips: list[ClipRecord] = []
     seconds, seed, began = 0.0, (recipe.seed * 100_000 + index) * 1000, time.monotonic()
-    while seconds < SHARD_SECONDS:
+    while seconds < recipe.shard_seconds:
         record = (
             speech_record(audio, seed, held_out=recipe.held_out) if video is None
             else clip_record(audio, video, seed, held_out=recipe.held_out)

@@ -183,7 +183,8 @@ class CodecLoss(nn.Module):
 def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -> Tensor:
     """Set mean, rotation (principal axes, largest first) and the one global scale. Returns the
     standard deviation of each channel after it."""
-    z = torch.cat([codec.encoder(data.batch(32, rng)[0]) for _ in range(8)]).flatten(0, 1).double()
+    device = codec.mean.device
+    z = torch.cat([codec.encoder(data.batch(32, rng)[0].to(device)) for _ in range(8)]).flatten(0, 1).double()
     codec.mean.copy_(z.mean(0))
     values, axes = torch.linalg.eigh(torch.cov(z.T))
     order = values.argsort(descending=True)
@@ -195,6 +196,7 @@ def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -
 def train_audio_codec(
     data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, lr: float = 1.5e-3,
     adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False, bf16: bool = True,
+    device: str = "cpu",
 ) -> None:
     """Train for `minutes` and write the component folder `out`."""
     torch.manual_seed(seed)
@@ -202,6 +204,9 @@ def train_audio_codec(
     codec = ToonAudioCodec.load(out).train() if resume else ToonAudioCodec(config)
     codec.encoder.requires_grad_(not freeze_encoder)
     speeches, loss_net, critic = Speeches(data), CodecLoss(config.latent_channels), Critic()
+    where = torch.device(device)
+    for net in (codec, loss_net, critic):
+        net.to(where)
     trained = [p for p in [*codec.parameters(), *loss_net.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.98), weight_decay=1e-4)
     judge = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.9))
@@ -209,8 +214,8 @@ def train_audio_codec(
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * share)))
-        samples, pitch, label = speeches.batch(batch, rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        samples, pitch, label = (t.to(where) for t in speeches.batch(batch, rng))
+        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
             total, parts, made = loss_net(codec, samples, pitch, label)
         if share > adversarial_after:
             total = total + _adversarial(critic, judge, made[:, WINDOW:], samples[:, WINDOW:], parts)

@@ -120,6 +120,8 @@ def run(
         stored_average, stored = load_checkpoint(folder, model, optimizer, facts)
         averages.values = {n: v.to(averages.values[n].device) for n, v in stored_average.items()}
         step = int(stored["step"])
+    # a checkpoint may come without the optimiser's moments (scripts/gpu): it then warms up again
+    warm_from = 0 if optimizer.state else step
     writer = _writer(out)
     start = saved = time.monotonic()
     smooth: dict[str, float] = {}
@@ -141,7 +143,7 @@ def run(
         if share >= 1 or (schedule.max_steps is not None and step >= schedule.max_steps):
             break
         for group in optimizer.param_groups:
-            group["lr"] = _rate(schedule, step, share) * group["factor"]
+            group["lr"] = _rate(schedule, step - warm_from, share) * group["factor"]
         loss, scalars = objective.loss(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

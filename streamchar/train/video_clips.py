@@ -73,8 +73,10 @@ def write_shard(folder: Path, index: int, frames_NTCHW: np.ndarray, boxes_NTB4: 
     if frames_NTCHW.dtype != np.uint8 or frames_NTCHW.shape[1] != clock.FRAMES_PER_CHUNK:
         raise DataError(f"frames must be (N, 33, 3, H, W) uint8, got {frames_NTCHW.shape} {frames_NTCHW.dtype}")
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"boxes-{index:04d}.npy", boxes_NTB4.astype(np.float32))
-    np.save(folder / f"frames-{index:04d}.npy", frames_NTCHW)
+    for name, array in (("boxes", boxes_NTB4.astype(np.float32)), ("frames", frames_NTCHW)):
+        part = folder / f"part-{name}-{index:04d}.npy"  # a shard is whole or absent
+        np.save(part, array)
+        part.replace(folder / f"{name}-{index:04d}.npy")
 
 
 def weight_map(boxes_TB4: np.ndarray, size: int) -> Tensor:

@@ -115,6 +115,10 @@ class Trainer:
         )
         self.step, self.elapsed = 0, 0.0
 
+    @property
+    def device(self) -> torch.device:
+        return self.codec.mean_C.device
+
     def rate(self) -> float:
         """Warm-up by steps, then a cosine over the run's wall time down to 2 %."""
         progress = min(1.0, self.elapsed / (60 * self.settings.minutes))
@@ -132,10 +136,10 @@ class Trainer:
             else:
                 raw = self.codec.analyse(frames_BCTHW)
                 raw = raw.float() / raw.float().square().mean().sqrt()
-                sigma = torch.tensor(noise_of)
-            eps = torch.randn(raw.shape, generator=generator)
+                sigma = torch.tensor(noise_of, device=raw.device)
+            eps = torch.randn(raw.shape, generator=generator).to(raw.device)
             # a tenth of the clips stays clean, so that the decoder is at its best on exact latents too
-            keep = (torch.rand(raw.shape[0], 1, 1, 1, 1, generator=generator) > 0.1).float()
+            keep = (torch.rand(raw.shape[0], 1, 1, 1, 1, generator=generator) > 0.1).float().to(raw.device)
             return self.codec.synthesise(raw + sigma * keep * eps)
 
     def update(self, frames_BCTHW: Tensor, weight_BTHW: Tensor, generator: torch.Generator) -> float:
@@ -143,6 +147,7 @@ class Trainer:
         for optimiser, factor in zip(self.optimisers, (1.0, ADAM_RATE), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = self.rate() * factor
+        frames_BCTHW, weight_BTHW = frames_BCTHW.to(self.device), weight_BTHW.to(self.device)
         out = self.reconstruct(frames_BCTHW, generator)
         loss, grad_BCTHW = reconstruction_gradient(out, frames_BCTHW, weight_BTHW)
         self.codec.zero_grad(set_to_none=True)
@@ -169,7 +174,8 @@ class Trainer:
             return
         codec.mean_C.zero_()
         codec.scale.fill_(1.0)
-        raw = torch.cat([codec.analyse(next(batches)[0]).transpose(0, 1).flatten(1) for _ in range(count)], dim=1)
+        frames = (next(batches)[0].to(self.device) for _ in range(count))
+        raw = torch.cat([codec.analyse(x).transpose(0, 1).flatten(1) for x in frames], dim=1)
         size = raw.square().mean().sqrt()
         codec.encoder.head.weight.div_(size)
         codec.encoder.head.bias.div_(size)  # type: ignore[union-attr]
@@ -202,10 +208,14 @@ class Trainer:
         for prefix, module in (("model", self.codec), ("average", self.average)):
             module.load_state_dict({name: state[f"{prefix}.{name}"] for name in module.state_dict()})
         for name, parameter in self.parameters.items():
-            for optimiser, keys in zip(self.optimisers, (("momentum",), ("step", "exp_avg", "exp_avg_sq")), strict=True):
-                own = {key: state.get(f"optimiser.{key}.{name}") for key in keys}
-                if all(value is not None for value in own.values()):
-                    optimiser.state[parameter] = own
+            kept = (("momentum",), ("step", "exp_avg", "exp_avg_sq"))
+            for optimiser, keys in zip(self.optimisers, kept, strict=True):
+                stored = {key: state.get(f"optimiser.{key}.{name}") for key in keys}
+                own = {key: value for key, value in stored.items() if value is not None}
+                if len(own) == len(keys):  # Adam's step count stays where Adam keeps it
+                    optimiser.state[parameter] = {
+                        key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+                    }
         self.step, self.elapsed = record["step"], record["elapsed"]
 
 
@@ -218,6 +228,7 @@ def train_video_codec(
     settings: VideoCodecTraining | None = None,
     config: VideoCodecConfig | None = None,
     start: Path | None = None,
+    device: str = "cpu",
 ) -> ToonVideoCodec:
     """Train on the shards in `data` for `minutes` and write the codec (moving average) to `out`.
 
@@ -235,7 +246,7 @@ def train_video_codec(
         codec = ToonVideoCodec(config or toon().video)
         sample, _ = next(shards.batches(64, 1, shards.size, generator))
         principal_start(codec, sample)
-    trainer = Trainer(codec, settings)
+    trainer = Trainer(codec.to(device), settings)
     if resume:
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
