@@ -20,6 +20,9 @@ from streamchar.codecs.wan import WanVideoCodec
 from streamchar.errors import CheckpointError, ConfigError, InputError
 from streamchar.types import AudioCodec, PromptEncoder, VideoCodec
 
+# diffusers' own class still uses torch's old weight_norm
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+
 
 @pytest.fixture(scope="module")
 def wan() -> WanVideoCodec:
