@@ -67,6 +67,9 @@ def train(
     cooldown: Annotated[float | None, typer.Option(help="Share of the minutes, at the end, in which it falls.")] = None,
     start: Annotated[Path | None, typer.Option(metavar="DIR", help="Begin with these weights (joint: stage 1's).")] = None,
     speech: Annotated[Path | None, typer.Option(metavar="DIR", help="joint: shards of speech alone to mix in.")] = None,
+    prompt_encoder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="joint: the frozen text encoder; else toon's.")
+    ] = None,
     freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
 ) -> None:
     """Train one stage for some minutes; repeat with --resume to go on."""
@@ -86,7 +89,7 @@ def train(
         raise InputError(f"{stage} trains in minutes and cannot be resumed; leave out --resume")
     options = {
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
-        "freeze_speech": freeze_speech or None,
+        "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
     }
     options = {name: value for name, value in options.items() if value is not None}
     check(options)
@@ -112,9 +115,9 @@ def check(options: dict[str, Any]) -> None:
         raise InputError(f"--rate must be above 0, got {options['rate']}")
     if not 0 <= options.get("cooldown", 0.0) <= 1:
         raise InputError(f"--cooldown is a share of the minutes, from 0 to 1, got {options['cooldown']}")
-    for name in ("start", "speech"):
+    for name in ("start", "speech", "prompt_encoder"):
         if name in options and not options[name].is_dir():
-            raise InputError(f"--{name}: there is no folder {options[name]}")
+            raise InputError(f"--{name.replace('_', '-')}: there is no folder {options[name]}")
     if "device" in options:
         import torch
 

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ class Recipe:
     seed: int = 0
     held_out: bool = False
     workers: int = 1
-    shard_seconds: float = SHARD_SECONDS
+    shard_seconds: float = field(default_factory=lambda: SHARD_SECONDS)
     """Playing time of one shard: short ones where little time is left to finish any."""
 
     def __post_init__(self) -> None:

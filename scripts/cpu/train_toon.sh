@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# toon from nothing, in order, on a machine with two CPU cores or more. Takes days for good speech; every
+# step can be stopped and run again: what is finished is skipped, training goes on where it was.
+#   scripts/cpu/train_toon.sh            PRESET=tiny MINUTES=1 CLIPS=16 HOURS=0.05 ... for a trial
+# MINUTES sets every stage's time at once; else each has its own.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+PYTHON=${PYTHON:-python3}
+PRESET=${PRESET:-toon}
+DATA=${DATA:-data/$PRESET}
+RUNS=${RUNS:-runs/$PRESET}
+WORKERS=${WORKERS:-2}                          # processes that make data
+RAW_HOURS=${RAW_HOURS:-${HOURS:-3}}            # speech for the audio codec
+CLIPS=${CLIPS:-400}                            # pictures for the video codec, of 1.375 s
+SPEECH_HOURS=${SPEECH_HOURS:-${HOURS:-40}}     # shards of speech alone, for stages 1 and 2
+VIDEO_HOURS=${VIDEO_HOURS:-${HOURS:-6}}        # shards of clips, for stage 2
+AUDIO_MINUTES=${AUDIO_MINUTES:-${MINUTES:-60}}
+VIDEO_MINUTES=${VIDEO_MINUTES:-${MINUTES:-90}}
+PROMPT_MINUTES=${PROMPT_MINUTES:-${MINUTES:-4}}
+ORCHESTRATOR_MINUTES=${ORCHESTRATOR_MINUTES:-${MINUTES:-1440}}
+JOINT_MINUTES=${JOINT_MINUTES:-${MINUTES:-1440}}
+COOLDOWN=${COOLDOWN:-0.3}                      # of a stage's minutes, at its end
+SHARD_SECONDS=${SHARD_SECONDS:-600}
+
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+# glibc gives freed memory back too eagerly for training: half of the CPU time otherwise
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
+# two jobs of one thread side by side lose nothing, two threads on a core that is shared lose most of it
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p "$DATA" "$RUNS"
+
+streamchar() { nice -n 5 "$PYTHON" -m streamchar "$@"; }
+
+once() { # NAME COMMAND...: skipped when it has been done; its output in $RUNS/NAME.txt
+    local name=$1
+    shift
+    if [ -e "$RUNS/.done-$name" ]; then
+        echo "done before: $name"
+        return
+    fi
+    echo "$(date +%H:%M:%S) $name"
+    "$@" >>"$RUNS/$name.txt" 2>&1 || { echo "failed: $name, see $RUNS/$name.txt" >&2; return 1; }
+    touch "$RUNS/.done-$name"
+}
+
+stage() { # NAME MINUTES DATA FOLDER [options]: train, resumed if a checkpoint is there
+    local name=$1 minutes=$2 data=$3 out=$4
+    shift 4
+    [ ! -d "$out/checkpoint" ] && [ ! -d "$out/training" ] || set -- "$@" --resume
+    streamchar train "$name" --preset "$PRESET" --data "$data" --out "$out" --minutes "$minutes" "$@"
+}
+
+audio_codec() {
+    once speech-raw streamchar world --speech-raw "$DATA/speech_raw" --hours "$RAW_HOURS" --workers "$1" || return 1
+    once audio-codec stage audio-codec "$AUDIO_MINUTES" "$DATA/speech_raw" "$RUNS/audio_codec"
+}
+
+video_codec() {
+    once clips-raw streamchar world --clips-raw "$DATA/clips_raw" --clips "$CLIPS" --workers "$1" || return 1
+    once video-codec stage video-codec "$VIDEO_MINUTES" "$DATA/clips_raw" "$RUNS/video_codec"
+}
+
+shards() { # NAME FOLDER HOURS WORKERS [options]: held-out ones first
+    local name=$1 folder=$2 hours=$3 workers=$4
+    shift 4
+    set -- --audio-codec "$RUNS/audio_codec" --shard-seconds "$SHARD_SECONDS" "$@"
+    once "$name-held-out" streamchar world --shards "$folder/held_out" --held-out --seed 900 \
+        --hours "$("$PYTHON" -c "print(2 * $SHARD_SECONDS / 3600)")" "$@" || return 1
+    once "$name" streamchar world --shards "$folder" --hours "$hours" --workers "$workers" "$@"
+}
+
+# 1. codecs, side by side
+audio_codec 1 & first=$!
+video_codec 1 & second=$!
+wait "$first" && wait "$second"
+
+# 2. the prompt encoder, frozen from here on
+once prompt-encoder streamchar train prompt-encoder --preset "$PRESET" --out "$RUNS/prompt_encoder" \
+    --minutes "$PROMPT_MINUTES"
+
+# 3. speech for stage 1; clips are drawn while it trains
+shards speech "$DATA/speech" "$SPEECH_HOURS" "$WORKERS" --speech-only
+shards clips "$DATA/clips" "$VIDEO_HOURS" 1 --video-codec "$RUNS/video_codec" & drawing=$!
+
+# 4. stage 1, then stage 2 from it
+once orchestrator stage orchestrator "$ORCHESTRATOR_MINUTES" "$DATA/speech" "$RUNS/orchestrator" --cooldown "$COOLDOWN"
+wait "$drawing"
+once joint stage joint "$JOINT_MINUTES" "$DATA/clips" "$RUNS/joint" --speech "$DATA/speech" --cooldown "$COOLDOWN" \
+    --start "$RUNS/orchestrator" --prompt-encoder "$RUNS/prompt_encoder"
+
+# 5. a model folder: streamchar say "..." --model $RUNS/model
+once assemble "$PYTHON" scripts/assemble.py --preset "$PRESET" --speech "$RUNS/joint" --codecs "$RUNS" --out "$RUNS/model"
+echo "$RUNS/model"

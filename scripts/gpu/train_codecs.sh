@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The audio and the video codec of toon, each in a share of one call. A codec's schedule belongs to one
+# call: nothing is resumed. Latents change with it: shards and stages 1 and 2 have to be made again.
+. "$(dirname "$0")/setup.sh"
+
+train_codec() { # NAME STAGE FOLDER BATCH-OPTIONS... : NAME's minutes are in $minutes
+    local name=$1 data=$2
+    shift 2
+    mkdir -p "runs/$name"
+    streamchar train "$name" --preset "$PRESET" --data "$data" --out "runs/$name" --minutes "$minutes" \
+        --device "$DEVICE" "$@" 2>&1 | tee -a "runs/$name/log.txt"
+    mkdir -p "$OUT/$name"
+    cp "runs/$name/config.json" "runs/$name/model.safetensors" "$OUT/$name/"
+    tail -n 4000 "runs/$name/log.txt" >"$OUT/$name/log.txt"
+}
+
+which=${CODECS:-audio-codec video-codec}
+case "$which" in *audio-codec*)
+    say "speech"
+    OMP_NUM_THREADS=1 streamchar world --speech-raw data/speech_raw --hours "${HOURS:-8}" --workers "$CORES"
+    ;;
+esac
+case "$which" in *video-codec*)
+    say "pictures"
+    OMP_NUM_THREADS=1 streamchar world --clips-raw data/clips_raw --clips "${CLIPS:-768}" --workers "$CORES"
+    ;;
+esac
+minutes=$(minutes_left)
+[ "$which" = "audio-codec" ] || [ "$which" = "video-codec" ] || minutes=$(calculate "$minutes / 2")
+say "training for $minutes minutes each: $which"
+for name in $which; do
+    case "$name" in
+    audio-codec) train_codec audio-codec data/speech_raw --batch "${BATCH:-48}" ;;
+    video-codec) train_codec video-codec data/clips_raw ;;
+    *)
+        say "unknown codec $name"
+        exit 2
+        ;;
+    esac
+done
+say done
