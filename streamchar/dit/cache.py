@@ -40,6 +40,12 @@ class Conditions:
         found = {name: getattr(self, name) for name in CONDITIONS}
         return {name: latents for name, latents in found.items() if latents is not None}
 
+    def anchor(self) -> Tensor | None:
+        """The reference as the head's anchor: zero for samples that have none."""
+        if self.ref is None or self.has_ref is None:
+            return self.ref
+        return self.ref * self.has_ref.to(self.ref.dtype)[:, None, None, None, None]
+
     def presence(self) -> dict[str, Tensor]:
         """The segments that only some samples have."""
         found = {name: getattr(self, f"has_{name}") for name in CONDITIONS}
@@ -69,6 +75,8 @@ class ConditionCache:
     layers: tuple[LayerCache, ...]
     presence: dict[str, Tensor]
     """(B,) bool for segments that only some samples have."""
+    ref: Tensor | None = None
+    """(B, C, 1, H, W) the reference latent itself, for the video's way out."""
 
     def reusable(self, layout: Layout) -> int:
         """Leading tokens whose keys hold in `layout` as well: ref, then sink, while both have them equal."""
@@ -91,7 +99,8 @@ class ConditionCache:
             LayerCache(text=cut(layer.text), self_attention=layer.self_attention and cut(layer.self_attention))
             for layer in self.layers
         )
-        return ConditionCache(layout=self.layout, layers=layers, presence=self.presence)
+        ref = None if self.ref is None else self.ref.detach()
+        return ConditionCache(layout=self.layout, layers=layers, presence=self.presence, ref=ref)
 
 
 def seen_keys(layout: Layout, presence: dict[str, Tensor], group: tuple[str, ...], keys: int) -> Tensor | None:

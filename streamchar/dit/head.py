@@ -23,40 +23,52 @@ def linear_velocity(sigma: Tensor, deviation: Tensor | float = 1.0) -> Tensor:
 
 
 class VelocitySkip(nn.Module):
-    """a(sigma) x: the part of the velocity that is linear in the noisy latent, past the narrow network.
+    """What a linear denoiser knows of the velocity, past the narrow network.
 
-    a = gain * linear_velocity(sigma, deviation) + a learned linear map of the time embedding (zero at the
-    start), one value per latent channel. `deviation` is the latents' own, set from data before training: the
-    sorted audio channels differ by two orders, and the text decides in the large ones. Wan has no such path:
-    `load_wan` sets the gain to zero.
+    Without an anchor: a x, with a = gain * linear_velocity(sigma, deviation) + a learned linear map of the
+    time embedding (zero at the start), one value per latent channel. With one - the reference frame's latent
+    at the token's own place - the same around it: z = anchor + r, so v = a_r (x - (1 - sigma) anchor) - anchor.
+    The untrained model's picture is then the reference, standing still, and what is learned is the change.
+    `deviation` and `residual` are the latents' own, set from data before training. Wan has no such path:
+    `load_wan` sets its parameters to zero.
     """
 
-    deviation: Tensor
-
-    def __init__(self, width: int, channels: int) -> None:
+    def __init__(self, width: int, channels: int, *, anchored: bool) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1))
+        self.anchor = nn.Parameter(torch.ones(1)) if anchored else None
         self.proj = nn.Linear(width, channels)
         self.register_buffer("deviation", torch.ones(channels))
+        if anchored:
+            self.register_buffer("residual", torch.ones(channels))
 
-    def forward(self, time: TimeStates) -> Tensor:
-        """-> a (B, S, C) float32."""
-        learned_BSC = self.proj(time.embedding).float()
-        return self.gain.float() * linear_velocity(time.sigma[..., None].float(), self.deviation.float()) + learned_BSC
+    def forward(self, noisy_BLPC: Tensor, time: TimeStates, anchor_BLPC: Tensor | None = None) -> Tensor:
+        """(B, L, P, C) float32."""
+        sigma_BS1 = time.sigma[..., None].float()
+        anchored = anchor_BLPC is not None and self.anchor is not None
+        deviation = self.residual if anchored else self.deviation
+        factor = self.gain.float() * linear_velocity(sigma_BS1, deviation.float()) + self.proj(time.embedding).float()
+        x = noisy_BLPC.float()
+        if not anchored:
+            return factor[:, :, None] * x
+        anchor = self.anchor.float() * anchor_BLPC.float()
+        return factor[:, :, None] * (x - (1 - sigma_BS1)[:, :, None] * anchor) - anchor
 
 
 class Head(nn.Module):
     """Wan's head (norm, shift and scale by the noise level, linear) and the skip beside it."""
 
-    def __init__(self, width: int, channels: int, patch: int, eps: float) -> None:
+    def __init__(self, width: int, channels: int, patch: int, eps: float, *, anchored: bool = False) -> None:
         super().__init__()
         self.eps, self.patch = eps, patch
         self.scale_shift_table = ModulationTable(2, width)
         self.proj_out = nn.Linear(width, patch * channels)
-        self.velocity = VelocitySkip(width, channels)
+        self.velocity = VelocitySkip(width, channels, anchored=anchored)
 
-    def forward(self, x_BLD: Tensor, noisy_BLPC: Tensor, time: TimeStates) -> Tensor:
-        """Tokens (B, L, D) and their own noisy latents (B, L, P, C) -> velocity (B, L, P, C) float32."""
+    def forward(
+        self, x_BLD: Tensor, noisy_BLPC: Tensor, time: TimeStates, anchor_BLPC: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B, L, D), their own noisy latents and anchors (B, L, P, C) -> velocity (B, L, P, C) float32."""
         modulation = self.scale_shift_table(time.embedding[:, :, None])
         head_BLPC = self.proj_out(modulation.normed(x_BLD, 0, 1, self.eps)).unflatten(-1, (self.patch, -1))
-        return torch.addcmul(head_BLPC.float(), noisy_BLPC.float(), self.velocity(time)[:, :, None])
+        return head_BLPC.float() + self.velocity(noisy_BLPC, time, anchor_BLPC)

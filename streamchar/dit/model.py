@@ -10,7 +10,7 @@ Three ways through one set of blocks: `forward` (training: conditions and noisy 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,8 @@ class Noisy:
     audio_time: TimeStates | None
     encoded: Tensor | None
     """(B, L, audio width): the audio encoder's output."""
+    ref: Tensor | None = None
+    """(B, C, 1, H, W): the reference, around which the video's way out begins."""
 
 
 class ConditionEmbedder(nn.Module):
@@ -70,7 +72,7 @@ class JointDiT(nn.Module):
         self.patch_embedding = nn.Linear(config.video_channels * pixels, config.width)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.head = Head(config.width, config.video_channels, pixels, config.eps)
+        self.head = Head(config.width, config.video_channels, pixels, config.eps, anchored=True)
         self.audio = AudioPath(config)
         initialise(self)
 
@@ -103,7 +105,7 @@ class JointDiT(nn.Module):
         """
         self._check(layout, x_v, x_a, c_a)
         self._check_conditions(layout, conditions)
-        noisy = self._noisy(x_v, x_a, c_a, sigma, layout)
+        noisy = replace(self._noisy(x_v, x_a, c_a, sigma, layout), ref=conditions.anchor())
         turn, presence = self._rotation(layout, sigma.device), conditions.presence()
         spans = (self._span(layout, layout.noisy, noisy.time, turn, presence),)
         xs: tuple[Tensor, ...] = (noisy.tokens,)
@@ -133,7 +135,7 @@ class JointDiT(nn.Module):
             _, past = self._run((self._clean(layout, done, conditions),), Pass(spans=spans, text=text, keep=True), past)
         elif past is None:  # no condition tokens at all: text keys alone
             _, past = self._run((), Pass(spans=(), text=text, keep=True), None)
-        return ConditionCache(layout=layout, layers=past, presence=presence)
+        return ConditionCache(layout=layout, layers=past, presence=presence, ref=conditions.anchor())
 
     def denoise(
         self,
@@ -151,7 +153,7 @@ class JointDiT(nn.Module):
                 "call encode_conditions with the layout of this chunk"
             )
         self._check(layout, x_v, x_a, c_a)
-        noisy = self._noisy(x_v, x_a, c_a, sigma, layout)
+        noisy = replace(self._noisy(x_v, x_a, c_a, sigma, layout), ref=cache.ref)
         turn = self._rotation(layout, sigma.device)
         span = self._span(layout, layout.noisy, noisy.time, turn, cache.presence)
         xs, _ = self._run((noisy.tokens,), Pass(spans=(span,), text=None), cache.layers)
@@ -236,7 +238,11 @@ class JointDiT(nn.Module):
         tokens, video, audio = layout.length("video"), None, None
         if noisy.x_v is not None:
             latents_BLPC = patch_latents(noisy.x_v, self.config.patch)
-            v_BLPC = self.head(x_BLD[:, :tokens], latents_BLPC, noisy.time.tokens(slice(0, tokens)))
+            anchor = None
+            if noisy.ref is not None:
+                frames = latents_BLPC.shape[1] // (layout.grid[0] * layout.grid[1])
+                anchor = patch_latents(noisy.ref, self.config.patch).repeat(1, frames, 1, 1)
+            v_BLPC = self.head(x_BLD[:, :tokens], latents_BLPC, noisy.time.tokens(slice(0, tokens)), anchor)
             video = unpatch_latents(v_BLPC, layout.grid, self.config.patch).to(noisy.x_v.dtype)
         if noisy.x_a is not None and noisy.encoded is not None and noisy.audio_time is not None:
             audio = self.audio.decode(noisy.encoded, x_BLD[:, tokens:], noisy.x_a, noisy.audio_time)

@@ -126,8 +126,11 @@ class JointObjective:
     def _measure_deviation(self) -> None:
         clips = self.data.batch(10**9, 24, 1)
         assert clips.video is not None
+        assert clips.still is not None
         video = clips.video.flatten(0, 1)
-        self.model.dit.head.velocity.deviation.copy_(video.std(dim=(0, 2, 3, 4)))
+        skip = self.model.dit.head.velocity
+        skip.deviation.copy_(video.std(dim=(0, 2, 3, 4)))
+        skip.residual.copy_((video - clips.still).std(dim=(0, 2, 3, 4)))
 
     @staticmethod
     def _speech_side(name: str) -> bool:
