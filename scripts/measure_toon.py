@@ -42,7 +42,8 @@ def speech_and_mouth(pipe: StreamCharPipeline, recogniser: Moonshine, sentences:
         syncs.append(mouth_sync(openings(frames, who), envelope(samples)))
         clip = make_clip(index, text, who=who)
         truth.append(mouth_sync(openings(clip.frames(), who), envelope(clip.speech.samples)))
-        print(f"{index:3d} {syncs[-1].correlation:.2f} @ {syncs[-1].offset_frames:+d} | {text} | {made[-1]}", flush=True)
+        sync = f"{syncs[-1].correlation:.2f} @ {syncs[-1].offset_frames:+d}"
+        print(f"{index:3d} {sync} | {text} | {made[-1]}", flush=True)
     model, teacher = word_errors(sentences, made), word_errors(sentences, taught)
     return {
         "recogniser": recogniser.name, "sentences": len(sentences), "steps": steps,

@@ -35,11 +35,14 @@ def main() -> None:
     figure, axes = plt.subplots(len(given.runs), 3, figsize=(15, 4 * len(given.runs)), squeeze=False)
     for row, run in zip(axes, given.runs, strict=True):
         data = scalars(run)
+        held_out = [t for t in data if t.startswith("held_out/") and "within" not in t and "end" not in t]
+        losses = [t for t in data if t.startswith("train/")]
         groups = (
-            ("training", [t for t in data if t.startswith("train/") and not any(w in t for w in ("norm", "samples", "within"))]),
-            ("held out: right and shuffled conditions", [t for t in data if t.startswith("held_out/") and "wrong" in t]
-             + [t for t in data if t.startswith("held_out/") and t.endswith(("_0.8", "_0.9", "_1.0")) and "within" not in t
-                and "end" not in t]),
+            ("training", [t for t in losses if not any(w in t for w in ("norm", "samples", "within"))]),
+            (
+                "held out: right and shuffled conditions",
+                [t for t in held_out if "wrong" in t or t.endswith(("_0.8", "_0.9", "_1.0"))],
+            ),
             ("pointer within one token", [t for t in data if "within" in t]),
         )
         for axis, (title, tags) in zip(row, groups, strict=True):

@@ -123,7 +123,7 @@ class TranscriptTokenizer(Protocol):
 
     vocab_size: int
 
-    def __call__(self, text: str) -> "Transcript": ...
+    def __call__(self, text: str) -> Transcript: ...
 
 
 @dataclass(frozen=True, kw_only=True)

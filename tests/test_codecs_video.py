@@ -201,7 +201,8 @@ def test_weights_count_boxes_four_times() -> None:
 def test_training_learns_stores_and_resumes(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     stand_in(data)
-    config = VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=16, widths=(16, 16, 16), blocks=(1, 1, 1))
+    widths, blocks = (16, 16, 16), (1, 1, 1)
+    config = VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=16, widths=widths, blocks=blocks)
     short = {"minutes": 5.0, "crops": ((64, 2, 1), (32, 4, 0)), "warmup_steps": 5, "calibration": 2}
     frames = ClipShards(data).clip(0)[0][:5].float().div(127.5).sub(1).transpose(0, 1)[None]
     errors = []

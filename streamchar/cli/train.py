@@ -65,7 +65,7 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Windows or clips a step; else the stage's own.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate; else the stage's own.")] = None,
     cooldown: Annotated[float | None, typer.Option(help="Share of the minutes, at the end, in which it falls.")] = None,
-    start: Annotated[Path | None, typer.Option(metavar="DIR", help="Begin with these weights (joint: stage 1's).")] = None,
+    start: Annotated[Path | None, typer.Option(metavar="DIR", help="Begin with these weights (stage 1's).")] = None,
     speech: Annotated[Path | None, typer.Option(metavar="DIR", help="joint: shards of speech alone to mix in.")] = None,
     prompt_encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="joint: the frozen text encoder; else toon's.")

@@ -160,7 +160,8 @@ class Decoder(nn.Module):
         self.pitch = nn.Linear(width, 2)
         with torch.no_grad():
             self.spectrum.weight.mul_(0.1)
-            self.spectrum.bias.copy_(torch.cat([torch.full((BINS,), -4.0), torch.zeros(BINS), torch.full((BINS,), -5.0)]))
+            quiet, hiss = torch.full((BINS,), -4.0), torch.full((BINS,), -5.0)
+            self.spectrum.bias.copy_(torch.cat([quiet, torch.zeros(BINS), hiss]))
 
     def forward(self, z_BTC: Tensor, left: tuple[Tensor, ...] | None = None) -> tuple[Spectra, tuple[Tensor, ...]]:
         after = []
@@ -234,7 +235,8 @@ class ToonAudioCodec(nn.Module):
             excitation, phase, last = zeros(b, 0), pitch_BF.new_zeros(b, dtype=torch.float64), pitch_BF[:, 0]
             overlap, done = zeros(b, OVERLAP * HOP), 0
         else:
-            excitation, phase, last, overlap, done = state.excitation, state.phase, state.pitch, state.overlap, state.blocks
+            excitation, phase, last = state.excitation, state.phase, state.pitch
+            overlap, done = state.overlap, state.blocks
         pulses, phase = pulse_train(pitch_BF, last, phase)
         excitation = torch.cat([excitation, pulses], dim=1)
         index = (torch.arange((f + OVERLAP) * HOP, device=pulses.device) + done * HOP) % self.noise.shape[0]

@@ -46,7 +46,8 @@ class Moonshine:
 
     def __call__(self, samples_S: np.ndarray) -> str:
         if len(samples_S) > MAX_SECONDS * RECOGNISER_RATE:
-            raise ConfigError(f"expected at most {MAX_SECONDS:.0f} s of speech, got {len(samples_S) / RECOGNISER_RATE:.0f}")
+            seconds = len(samples_S) / RECOGNISER_RATE
+            raise ConfigError(f"expected at most {MAX_SECONDS:.0f} s of speech, got {seconds:.0f}")
         return self.tokenizer.decode_batch(self.model.generate(samples_S[None].astype(np.float32)))[0]
 
 

@@ -55,7 +55,8 @@ class RenoiseSampler:
             now, after = float(sigmas[step]), sigmas[step + 1]
             v = field(x, now, step == self.schedule.steps - 1)
             clean = tuple(
-                clean_from_velocity(a, b, torch.full(a.shape[:1], now, device=a.device)) for a, b in zip(x, v, strict=True)
+                clean_from_velocity(a, b, torch.full(a.shape[:1], now, device=a.device))
+                for a, b in zip(x, v, strict=True)
             )
             if step == self.schedule.steps - 1:
                 return clean

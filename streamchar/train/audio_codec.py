@@ -159,13 +159,16 @@ class CodecLoss(nn.Module):
         super().__init__()
         self.phoneme = nn.Conv1d(channels, 4 * len(phonemes.ALPHABET), 3, padding=1)
 
-    def forward(self, codec: ToonAudioCodec, samples: Tensor, pitch: Tensor, label: Tensor) -> tuple[Tensor, dict, Tensor]:
+    def forward(
+        self, codec: ToonAudioCodec, samples: Tensor, pitch: Tensor, label: Tensor
+    ) -> tuple[Tensor, dict, Tensor]:
         made, mean, spectra = reconstruct(codec, samples, pitch, LATENT_NOISE)
         ahead = tf.pad(pitch[:, OVERLAP:], (0, OVERLAP))
         voiced = ahead > 0
+        off = (spectra.pitch.log() - ahead.clamp(min=40).log()).abs()
         parts = {
             "stft": stft_loss(made[:, WINDOW:], samples[:, WINDOW:]),
-            "pitch": ((spectra.pitch.log() - ahead.clamp(min=40).log()).abs() * voiced).sum() / voiced.sum().clamp(min=1),
+            "pitch": (off * voiced).sum() / voiced.sum().clamp(min=1),
             "voiced": tf.binary_cross_entropy_with_logits(spectra.voiced[:, :-OVERLAP], voiced[:, :-OVERLAP].float()),
             "energy": mean.square().mean(),
         }
@@ -195,8 +198,8 @@ def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -
 
 def train_audio_codec(
     data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, lr: float = 1.5e-3,
-    adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False, bf16: bool = True,
-    device: str = "cpu",
+    adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False,
+    bf16: bool = True, device: str = "cpu",
 ) -> None:
     """Train for `minutes` and write the component folder `out`."""
     torch.manual_seed(seed)
