@@ -231,8 +231,9 @@ def train_audio_codec(
             average[key] = 0.98 * average.get(key, value) + 0.02 * value
         if step % 50 == 0:
             log.info("step %d share %.2f %s", step, share, json.dumps({k: round(v, 4) for k, v in average.items()}))
-        if step % 500 == 0 and not freeze_encoder:
-            calibrate(codec, speeches, rng)
+        if step % 500 == 0:
+            if not freeze_encoder:
+                calibrate(codec, speeches, rng)
             codec.save(out)
     if not freeze_encoder:
         deviations = calibrate(codec, speeches, rng)
