@@ -61,10 +61,12 @@ def test_the_end_is_where_confident_frames_are(pointer):
     """Even confidence: the mean place; a late one: the last place; half a token more, as its middle is meant."""
     places = torch.arange(TAIL) + 3
     states, text = planted(places)
-    assert pointer(states, text, torch.zeros(1)).end.item() == pytest.approx(places.float().mean().item() + 0.5, abs=1e-3)
+    even = pointer(states, text, torch.zeros(1)).end.item()
     with torch.no_grad():
         pointer.latest[-1] = 100.0
-    assert pointer(states, text, torch.zeros(1)).end.item() == pytest.approx(places[-1].item() + 0.5, abs=1e-3)
+    late = pointer(states, text, torch.zeros(1)).end.item()
+    assert even == pytest.approx(places.float().mean().item() + 0.5, abs=1e-3)
+    assert late == pytest.approx(places[-1].item() + 0.5, abs=1e-3)
 
 
 def test_the_offset_refines_the_place_by_two_tokens_at_most(pointer):

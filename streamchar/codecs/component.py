@@ -67,6 +67,9 @@ def read_config(config_type: type[Any], folder: Path, expected_class: str) -> An
         raise CheckpointError(f"expected a component folder with config.json, found none at {folder}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable JSON file ({error}); fetch the checkpoint again") from None
+    if not isinstance(values, dict):
+        got = type(values).__name__
+        raise CheckpointError(f"{path} must hold one JSON object, got a {got}; fetch the checkpoint again")
     name = values.pop("class", None)
     if name != expected_class:
         raise CheckpointError(f"{path} describes a {name}, expected {expected_class}")

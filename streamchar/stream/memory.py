@@ -25,12 +25,23 @@ J = clock.AUDIO_LATENTS_PER_CHUNK
 
 
 @dataclass(frozen=True, kw_only=True)
+class Window:
+    """What the orchestrator's prefix is made of."""
+
+    start: int
+    ids: tuple[int, ...]
+    chunks: int
+    """Chunks of history."""
+    guided: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Keys and values derived from a state; only ever an economy. Rebuilt, it is the same to the bit:
     the prefix is always made of the text first and then chunk by chunk."""
 
-    window: tuple[int, int, int]
-    """(window start, text length, chunks of history) that the prefixes stand for."""
+    window: Window
+    """What the prefixes stand for."""
     prefix: Prefix
     blank: Prefix | None
     """The same without the transcript, for guidance."""
@@ -48,6 +59,9 @@ def slide(state: StreamState, transcript: Transcript, look_ahead: int, max_token
     if state.history_chunks <= clock.MAX_HISTORY_CHUNKS and not short:
         return state
     keep = min(KEEP, state.history_chunks)
+    # a fast speaker's last chunks may hold so much text that the look-ahead does not fit behind it
+    while keep and int(state.borders[-keep]) + max_tokens < min(state.cursor + look_ahead, len(transcript)):
+        keep -= 1
     borders = state.borders[state.history_chunks - keep :]
     start = int(borders[0]) if borders else int(state.cursor)
     history = None if state.history is None or keep == 0 else state.history[:, -keep * J :]
@@ -72,18 +86,26 @@ def recall(models: Models, state: StreamState, transcript: Transcript, memory: M
     """Bring the memory up to `state`: extended if it can be, computed anew if the window moved or the
     transcript grew."""
     ids = window_ids(models, state, transcript)
-    window = (state.window_start, ids.shape[1], state.history_chunks)
     guided = state.guidance != 1.0
+    window = Window(
+        start=state.window_start, ids=tuple(ids[0].tolist()), chunks=state.history_chunks, guided=guided
+    )
     if memory is not None and memory.window == window:
         prefix, blank = memory.prefix, memory.blank
-    elif memory is not None and memory.window == (*window[:2], window[2] - 1) and state.history is not None:
+    elif memory is not None and replace(memory.window, chunks=memory.window.chunks + 1) == window:
+        assert state.history is not None
         latest = state.history[:, -J:]
         prefix = models.orchestrator.extend(memory.prefix, latest)
         blank = None if memory.blank is None else models.orchestrator.extend(memory.blank, latest)
     else:
         prefix = _prefix(models, state, ids)
         blank = _prefix(models, state, torch.zeros_like(ids[:, :1])) if guided else None
-    if memory is not None and memory.prompt == state.prompt and memory.has_sink == (state.sink is not None):
+    if (
+        memory is not None
+        and memory.window.guided == guided
+        and memory.prompt == state.prompt
+        and memory.has_sink == (state.sink is not None)
+    ):
         anchor, anchor_blank = memory.anchor, memory.anchor_blank
     else:
         anchor = _anchor(models, state, state.prompt)

@@ -63,7 +63,9 @@ def resolve(source: str | Path) -> Path:
     if Path(source).exists():
         raise CheckpointError(f"expected a model folder, got the file {source}; give the folder with {INDEX}")
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(f"there is no model {text!r}: expected toon, a folder with {INDEX}, or a hub id owner/name")
+        raise CheckpointError(
+            f"there is no model {text!r}: expected toon, a folder with {INDEX}, or a hub id owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -78,21 +80,25 @@ def load(source: str | Path) -> Models:
     folder = resolve(source)
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        base, about = index["preset"], index["config"]
+        family, tokens, height, width = about["video"]["family"], about["tokenizer"], about["height"], about["width"]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"expected {INDEX} in the model folder {folder}: {error}") from None
-    base = index.get("preset")
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / INDEX} is not that of a streamchar model: {error} is missing") from None
     if base not in PRESETS:
         raise CheckpointError(f"{folder / INDEX} names the preset {base!r}; known are {', '.join(sorted(PRESETS))}")
-    if index["config"]["video"]["family"] != "toon":
-        raise CheckpointError(f"{folder} is a {base!r} model: loading it needs its Wan and Qwen folders, not wired up yet")
+    if family != "toon":
+        raise CheckpointError(
+            f"{folder} is a {base!r} model: loading it needs its Wan and Qwen folders, not wired up yet"
+        )
     orchestrator = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
     dit = load_component(JointDiT, DiTConfig, folder / "dit")
     video, audio = ToonVideoCodec.load(folder / "video_codec"), ToonAudioCodec.load(folder / "audio_codec")
     prompt = T5PromptEncoder.load(folder / "prompt_encoder")
     config = dataclasses.replace(
         preset(base), orchestrator=orchestrator.config, dit=dit.config, video=video.config, audio=audio.config,
-        prompt=prompt.config, tokenizer=index["config"]["tokenizer"], height=index["config"]["height"],
-        width=index["config"]["width"],
+        prompt=prompt.config, tokenizer=tokens, height=height, width=width,
     )
     return Models(
         name=index.get("name", base), config=config, orchestrator=orchestrator, dit=dit, video_codec=video.eval(),

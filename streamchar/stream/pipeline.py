@@ -90,10 +90,11 @@ class StreamCharPipeline:
         if isinstance(character, int):
             picture, voice = self._cartoon(character, voice)
         else:
-            picture = character.reshape(1, 3, *character.shape[-2:])
-        expected = (self.config.height, self.config.width)
-        if tuple(picture.shape[-2:]) != expected:
-            raise InputError(f"expected a picture of {expected[1]}x{expected[0]}, got {tuple(picture.shape[-2:])}; resize it")
+            picture = character if character.ndim == 4 else character[None]
+        expected = (1, 3, self.config.height, self.config.width)
+        if tuple(picture.shape) != expected:
+            got = tuple(picture.shape[1:])
+            raise InputError(f"expected a picture {expected[1:]}, got {got}; make it RGB and resize it")
         device = self.models.device
         with torch.inference_mode():
             still = self.models.video_codec.encode(picture[:, :, None].to(device))
@@ -120,7 +121,9 @@ class StreamCharPipeline:
     def _encode_voice(self, voice: Tensor) -> Tensor:
         limit = self.config.orchestrator.max_reference * clock.AUDIO_STRIDE
         if voice.ndim != 1 or voice.shape[0] < clock.AUDIO_STRIDE:
-            raise InputError(f"expected (samples,) of at least one latent ({clock.AUDIO_STRIDE}), got {tuple(voice.shape)}")
+            raise InputError(
+                f"expected a voice (samples,) of at least {clock.AUDIO_STRIDE} samples, got {tuple(voice.shape)}"
+            )
         usable = min(limit, voice.shape[0] // clock.AUDIO_STRIDE * clock.AUDIO_STRIDE)
         return self.models.audio_codec.encode(voice[None, :usable].to(self.models.device))
 

@@ -87,20 +87,21 @@ class StreamState:
         try:
             with safe_open(path, "pt") as file:
                 plain = json.loads((file.metadata() or {})["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            version = plain.pop("format", None)
+        except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise StateError(f"{path} is not a saved stream state ({error}); save one with --save-state") from None
-        if plain.pop("format", None) != FORMAT:
+        if version != FORMAT:
             raise StateError(f"{path} is a state of another version; expected {FORMAT}")
-        decoder = None
-        if "decoder_blocks" in plain:
-            decoder = _decoder_from(tensors, plain.pop("decoder_blocks"))
-        plain["borders"] = tuple(plain.get("borders", ()))
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("decoder.")}
         try:
+            decoder = None
+            if "decoder_blocks" in plain:
+                decoder = _decoder_from(tensors, plain.pop("decoder_blocks"))
+            plain["borders"] = tuple(plain.get("borders", ()))
+            tensors = {k: v for k, v in tensors.items() if not k.startswith("decoder.")}
             return cls(**plain, **tensors, decoder=decoder)
-        except TypeError as error:
-            raise StateError(f"{path} does not hold a whole stream state: {error}") from None
+        except (TypeError, KeyError) as error:
+            raise StateError(f"{path} does not hold a whole stream state: {error}; save it again") from None
 
 
 _DECODER = ("excitation", "phase", "pitch", "overlap")
@@ -119,5 +120,5 @@ def _decoder_from(tensors: dict[str, Tensor], blocks: int) -> DecoderState:
 
 
 def chunk_generator(state: StreamState) -> torch.Generator:
-    """All randomness of the next chunk."""
+    """All randomness of the next chunk. torch's CPU engine tells seeds apart below 2^32."""
     return torch.Generator().manual_seed((state.seed * 1_000_003 + state.chunk) % (2**63))

@@ -1,0 +1,470 @@
+"""The chunk step and the session: resumed == uninterrupted, memory is only an economy, exact counts,
+gradients, guidance, the window's limits, and how a stream ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.codecs.audio import DecoderState
+from streamchar.config.presets import tiny
+from streamchar.errors import InputError, StateError
+from streamchar.flow.sampler import EulerSampler, RenoiseSampler
+from streamchar.flow.schedule import Schedule
+from streamchar.orchestrator.packing import TAIL
+from streamchar.stream.chunk import STALL_CHUNKS, generate_chunk, word_spans
+from streamchar.stream.memory import slide
+from streamchar.stream.models import fresh
+from streamchar.stream.pipeline import StreamCharPipeline
+from streamchar.stream.session import Session, default_sampler
+from streamchar.stream.state import StreamState
+from streamchar.types import Transcript
+
+CONFIG = tiny()
+LIMITS = CONFIG.orchestrator
+SAMPLER = default_sampler(2)
+SHORT = "hello there, how are you today?"
+LONG = "the quick brown fox jumps over the lazy dog and then it rests under an old tree for a while. " * 4
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A tiny model in which every path shows: nothing is zero as it is before training."""
+    torch.manual_seed(0)
+    made = fresh(CONFIG)
+    with torch.no_grad():
+        for name in ("orchestrator", "dit"):
+            for parameter in getattr(made, name).parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.fixture
+def pace(models):
+    """Let the pointer read at a given number of tokens a chunk: `pace(8.0)`."""
+    hooks = []
+
+    def at(rate):
+        def read(module, args, progress):
+            _, text, cursor = args
+            frames = cursor[:, None] + rate * (torch.arange(TAIL) + 0.5) / TAIL - 0.5
+            return replace(progress, end=torch.minimum(cursor + rate, text.length.float()), position=frames)
+
+        hooks.append(models.orchestrator.pointer.register_forward_hook(read))
+
+    yield at
+    for hook in hooks:
+        hook.remove()
+
+
+def start(models, text=SHORT, **changes):
+    draw = torch.Generator().manual_seed(3)
+    h, w = CONFIG.latent_size
+    still = torch.randn(1, CONFIG.dit.video_channels, 1, h, w, generator=draw)
+    voice = torch.randn(1, 10, CONFIG.dit.audio_channels, generator=draw)
+    state = StreamState(model=models.name, text=text, prompt="happy", seed=5, steps=2, still=still, voice=voice)
+    return replace(state, **changes)
+
+
+def play(models, state, chunks=None, *, sampler=SAMPLER, keep_memory=True):
+    """Chunks and the states behind them, until the stream ends or `chunks` are made."""
+    transcript, memory = models.tokenizer(state.text), None
+    for _ in itertools.count() if chunks is None else range(chunks):
+        if state.finished:
+            return
+        with torch.inference_mode():
+            made, state = generate_chunk(models, state, sampler, transcript=transcript, memory=memory)
+        memory = made.memory if keep_memory else None
+        yield made, state
+
+
+def equal(a, b):
+    """Whether two values are the same to the bit, whatever is in them."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, StreamState | DecoderState):
+        return type(a) is type(b) and all(
+            equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)
+        )
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b
+
+
+def same_stream(one, other):
+    one, other = list(one), list(other)
+    assert len(one) == len(other) > 0
+    for (a, after_a), (b, after_b) in zip(one, other, strict=True):
+        assert equal((a.video, a.audio, a.words, a.last), (b.video, b.audio, b.words, b.last)), a.index
+        assert equal(after_a, after_b), a.index
+
+
+# -- a state is all there is -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "guidance"),
+    [
+        (LONG[:75], 5.5, 1.0),  # the history overflows
+        (LONG[:200], 15.0, 1.0),  # the transcript window runs short
+        (LONG[:75], 5.5, 2.0),
+    ],
+)
+def test_resumed_equals_uninterrupted(models, pace, tmp_path, text, rate, guidance):
+    """Saved, loaded and without its memory after every few chunks, across the window's slide."""
+    pace(rate)
+    state = start(models, text, guidance=guidance)
+    whole = list(play(models, state))
+    assert len(whole) > 12
+    assert whole[-1][1].window_start > 0, "the window must have moved in this test"
+    pieces = []
+    for count in (1, 1, 3, 6, 1, 20):
+        pieces += play(models, state, count)
+        pieces[-1][1].save(tmp_path / "state")
+        state = StreamState.load(tmp_path / "state")
+    same_stream(whole, pieces)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_dropped_memory_changes_nothing(models, pace, guidance):
+    pace(6.0)
+    state = start(models, LONG[:90], guidance=guidance)
+    same_stream(play(models, state), play(models, state, keep_memory=False))
+
+
+def test_a_chunk_leaves_its_state_alone(models, pace):
+    pace(8.0)
+    state = start(models, LONG)
+    for made, after in play(models, state, 3):
+        before = copy_of(state)
+        with torch.inference_mode():
+            generate_chunk(models, state, SAMPLER, transcript=models.tokenizer(LONG), memory=None)
+        assert equal(state, before)
+        assert made.index == before.chunk
+        state = after
+
+
+def copy_of(state):
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return replace(state, **{name: value.clone() for name, value in values.items() if isinstance(value, Tensor)})
+
+
+def test_a_memory_is_not_used_for_what_it_does_not_hold(models, pace):
+    """Text grown or edited, guidance switched on or off, another prompt: as if there were no memory."""
+    pace(6.0)
+    state = start(models, LONG[:60])
+    *_, (made, state) = play(models, state, 2)
+    edited = state.text[:-5] + "zzzzz"
+    assert len(models.tokenizer(edited)) == len(models.tokenizer(state.text))
+    for changes in ({"text": LONG[:120]}, {"text": edited}, {"guidance": 2.0}, {"prompt": "sad"}):
+        changed = replace(state, **changes)
+        transcript = models.tokenizer(changed.text)
+        with torch.inference_mode():
+            kept, _ = generate_chunk(models, changed, SAMPLER, transcript=transcript, memory=made.memory)
+            dropped, _ = generate_chunk(models, changed, SAMPLER, transcript=transcript)
+            plain, _ = generate_chunk(models, state, SAMPLER, transcript=models.tokenizer(state.text))
+        assert torch.equal(kept.video, dropped.video) and torch.equal(kept.audio, dropped.audio), changes
+        assert not torch.equal(kept.audio, plain.audio), changes
+    guided = replace(state, guidance=2.0)
+    with torch.inference_mode():
+        memory = generate_chunk(models, guided, SAMPLER, transcript=models.tokenizer(state.text))[0].memory
+        off, _ = generate_chunk(models, state, SAMPLER, transcript=models.tokenizer(state.text), memory=memory)
+    assert torch.equal(off.audio, plain.audio)
+
+
+def test_what_is_fed_forward(models, pace):
+    """Motion is the chunk before, the sink is chunk 1, history is what was said in order."""
+    pace(4.0)
+    played = list(play(models, start(models, LONG[:70])))
+    first = played[0][0]
+    for (made, after), (before, _) in zip(played[1:], played, strict=False):
+        assert torch.equal(after.sink, first.video)
+        assert torch.equal(after.motion, made.video)
+        assert torch.equal(after.history[:, -2 * TAIL : -TAIL], before.audio)
+        assert torch.equal(after.history[:, -TAIL:], made.audio)
+        assert after.history.shape[1] == TAIL * after.history_chunks
+
+
+# -- randomness, guidance, conditions --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [EulerSampler, RenoiseSampler])
+def test_seeds(models, kind):
+    sampler = kind(schedule=Schedule(steps=2, shift=5.0))
+    (one, _), (same, _), (other, _) = (
+        next(play(models, start(models, seed=seed), sampler=sampler)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(one.video, same.video) and torch.equal(one.audio, same.audio)
+    assert not torch.equal(one.video, other.video) and not torch.equal(one.audio, other.audio)
+
+
+def test_guidance_of_one_runs_no_second_model(models):
+    state = start(models)
+    (plain, _), *_ = play(models, state, 1)
+    assert plain.memory.blank is None
+    calls = []
+    hook = models.dit.head.register_forward_pre_hook(lambda *_: calls.append(1))
+    list(play(models, state, 1))
+    count = len(calls)
+    list(play(models, replace(state, guidance=1.5), 1))
+    hook.remove()
+    assert (count, len(calls) - count) == (SAMPLER.schedule.steps, 2 * SAMPLER.schedule.steps)
+    (barely, _), *_ = play(models, replace(state, guidance=1 + 1e-6), 1)
+    torch.testing.assert_close(barely.video, plain.video, rtol=0, atol=1e-4)
+
+
+def test_guidance_is_linear_in_one_step(models):
+    """x = noise - (u + g (v - u)): the chunk at 2 lies as far beyond the one at 1 as that beyond 0."""
+    sampler = default_sampler(1)
+    zero, one, two = (
+        next(play(models, start(models, guidance=g), sampler=sampler))[0] for g in (0.0, 1.0, 2.0)
+    )
+    for a, b, c in ((zero.video, one.video, two.video), (zero.audio, one.audio, two.audio)):
+        assert (b - a).abs().max() > 1e-3
+        torch.testing.assert_close(c - b, b - a, rtol=1e-3, atol=1e-4)
+
+
+def test_every_condition_counts(models, pace):
+    pace(6.0)
+    *_, (_, state) = play(models, start(models, LONG[:60]), 2)
+
+    def next_audio_video(changed):
+        made, _ = next(play(models, changed))
+        return made.audio, made.video
+
+    audio, video = next_audio_video(state)
+    for name in ("still", "voice", "sink", "motion", "history"):
+        a, v = next_audio_video(replace(state, **{name: getattr(state, name).flip(1)}))
+        assert not torch.equal(v, video), name
+        assert not torch.equal(a, audio), name
+    for changes in ({"voice": None}, {"prompt": "sad"}, {"text": LONG[10:70]}, {"cursor": state.cursor + 3}):
+        a, _ = next_audio_video(replace(state, **changes))
+        assert not torch.equal(a, audio), changes
+
+
+def test_gradients_reach_both_models_and_the_chunks_before(models, pace):
+    """Stage 4 trains through the very step that inference uses."""
+    pace(6.0)
+    transcript = models.tokenizer(LONG[:40])
+    with torch.enable_grad():
+        state, memory, audios = start(models, LONG[:40]), None, []
+        for _ in range(3):
+            made, state = generate_chunk(models, state, SAMPLER, transcript=transcript, memory=memory)
+            memory = made.memory
+            for latents in (made.audio, made.video):
+                latents.retain_grad()
+                audios.append(latents)
+        (made.video.square().mean() + made.audio.square().mean()).backward()
+    assert all(latents.grad is not None and latents.grad.any() for latents in audios)
+    for name, parameter in models.dit.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    for name, parameter in models.orchestrator.named_parameters():
+        # where the pointer ends does not touch the latents: the cursor is a number
+        if not name.startswith(("pointer.offset", "pointer.confidence", "pointer.latest")):
+            assert parameter.grad is not None and parameter.grad.any(), name
+    models.dit.zero_grad()
+    models.orchestrator.zero_grad()
+
+
+# -- the window ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [2.0, 8.0, 20.0, 31.0])
+def test_the_window_keeps_its_limits_and_its_look_ahead(models, pace, rate):
+    """Slow and fast speakers: never more history or text than training saw, never less text than the
+    next chunk may need, and the transcript is spoken to its end."""
+    pace(rate)
+    state = start(models, LONG[: int(rate * 16)])
+    total = len(models.tokenizer(state.text))
+    for made, after in play(models, state):
+        window = made.memory.window
+        assert window.chunks <= clock.MAX_HISTORY_CHUNKS
+        assert len(window.ids) <= LIMITS.max_transcript
+        stop = window.start + len(window.ids)
+        assert stop >= min(state.cursor + LIMITS.look_ahead, total) - 1  # the window starts at whole tokens
+        assert window.start <= state.cursor
+        state = after
+    assert state.cursor >= total - 1.5 and not made.stalled
+
+
+def test_tokens_leave_with_the_chunks_that_spoke_them():
+    """After a slide the window begins with the token under way when its first chunk began."""
+    state = StreamState(
+        model="m", text="", prompt="", seed=0, steps=1, still=torch.zeros(1), cursor=60.4,
+        history=torch.arange(11 * TAIL, dtype=torch.float32).reshape(1, -1, 1),
+        borders=tuple(5.5 * k for k in range(11)),
+    )
+    transcript = Transcript(text="", ids=(1,) * 200, token_word=(0,) * 200, words=("w",))
+    moved = slide(state, transcript, 32, 200)
+    assert moved.borders == state.borders[-5:]
+    assert moved.window_start == int(5.5 * 6)
+    assert torch.equal(moved.history, state.history[:, -5 * TAIL :])
+    short = replace(state, history=state.history[:, : 10 * TAIL], borders=state.borders[:10])
+    assert slide(short, transcript, 32, 200) is short
+
+
+# -- words and the end -----------------------------------------------------------------------------
+
+
+def test_every_word_is_heard_once_in_order(models, pace):
+    pace(7.3)
+    state = start(models, LONG[:90])
+    words, seconds = [], 0.0
+    for made, after in play(models, state):
+        seconds = after.chunk * float(clock.CHUNK_SECONDS)
+        for word in made.words:
+            assert made.index * float(clock.CHUNK_SECONDS) <= word.end <= seconds + 1e-6
+        words += made.words
+    assert tuple(word.text for word in words) == models.tokenizer(state.text).words
+    assert after.next_word == len(words)
+    assert all(word.start <= word.end for word in words)
+    assert all(a.start <= b.start and a.end <= b.end for a, b in zip(words, words[1:], strict=False))
+    # 7.3 tokens in 1.375 s: a word's letters take their time
+    long_word = next(word for word in words if word.text == "quick")
+    assert long_word.end - long_word.start == pytest.approx(5 / 7.3 * 1.375, abs=0.2)
+
+
+def test_word_spans():
+    transcript = Transcript(
+        text="a bc", ids=tuple(range(7)), token_word=(-1, 0, 1, 1, 1, 1, 1), words=("a", "bc")
+    )
+    assert word_spans(transcript) == [(1, 2), (2, 5)]  # the last pause and the end are no part of "bc"
+
+
+def test_it_stops_when_the_transcript_is_spoken(models, pace):
+    pace(1000.0)
+    ((made, after),) = play(models, start(models))
+    assert made.last and after.finished and not made.stalled
+    assert tuple(w.text for w in made.words) == models.tokenizer(SHORT).words
+
+
+def test_a_stalled_pointer_ends_the_stream_with_a_warning(models, pace, caplog):
+    pace(0.1)
+    session = Session(models, start(models))
+    with caplog.at_level(logging.WARNING, logger="streamchar"):
+        chunks = list(session)
+    assert len(chunks) == STALL_CHUNKS
+    assert chunks[-1].last and session.stalled
+    assert "the pointer stands still" in caplog.text
+    assert session.spoken_words < session.total_words
+
+
+def test_the_cursor_never_goes_back(models, pace):
+    pace(-3.0)
+    state = start(models, LONG[:40], cursor=10.0)
+    for _, after in play(models, state):
+        assert after.cursor == 10.0
+
+
+# -- the session -----------------------------------------------------------------------------------
+
+
+def test_a_session_has_exact_counts(models, pace):
+    pace(8.0)
+    session = Session(models, start(models, LONG[:40]))
+    chunks = list(session)
+    n = len(chunks)
+    assert n == session.state.chunk > 3
+    assert sum(len(c.frames) for c in chunks) == clock.frames(n) == 33 * n
+    assert sum(len(c.samples) for c in chunks) == clock.samples(n) == 67_584 * n
+    assert [c.index for c in chunks] == list(range(n))
+    assert [c.last for c in chunks] == [False] * (n - 1) + [True]
+    for c in chunks:
+        assert c.frames.shape == (33, CONFIG.height, CONFIG.width, 3) and c.frames.dtype == torch.uint8
+        assert c.samples.dtype == torch.float32 and c.samples.abs().max() <= 1
+        assert set(c.seconds) == {"orchestrate", "denoise", "decode_video", "decode_audio"}
+    assert session.spoken_words == session.total_words == 8
+    assert list(session) == [], "a finished stream is over"
+
+
+def test_a_session_resumed_equals_one_uninterrupted(models, pace, tmp_path):
+    """Frames and samples, the audio decoder's overlap included."""
+    pace(6.0)
+    state = start(models, LONG[:50])
+    whole = list(Session(models, state))
+    chunks = []
+    while not state.finished:
+        session = Session(models, state)
+        for chunk in itertools.islice(session, 2):
+            chunks.append(chunk)
+        session.state.save(tmp_path / "state")
+        state = StreamState.load(tmp_path / "state")
+    assert len(whole) == len(chunks) > 6
+    for a, b in zip(whole, chunks, strict=True):
+        assert torch.equal(a.frames, b.frames), a.index
+        assert torch.equal(a.samples, b.samples), a.index
+        assert a.words == b.words and a.last == b.last
+
+
+def test_the_first_chunk_does_not_wait_for_the_second(models, pace, monkeypatch):
+    from streamchar.stream import session as module
+
+    pace(6.0)
+    asked = []
+
+    def failing(models, state, *args, **kwargs):
+        asked.append(state.chunk)
+        if state.chunk == 1:
+            raise RuntimeError("chunk 1")
+        return generate_chunk(models, state, *args, **kwargs)
+
+    monkeypatch.setattr(module, "generate_chunk", failing)
+    stream = iter(Session(models, start(models, LONG[:50])))
+    assert next(stream).index == 0
+    with pytest.raises(RuntimeError, match="chunk 1"):
+        next(stream)
+    assert asked == [0, 1]
+
+
+def test_a_state_of_another_model_is_refused(models):
+    with pytest.raises(StateError, match="belongs to the model 'paper', this is 'tiny'"):
+        Session(models, start(models, model="paper"))
+
+
+# -- the pipeline ----------------------------------------------------------------------------------
+
+
+def test_a_pipeline_streams_from_a_picture_and_a_voice(models, pace):
+    pace(20.0)
+    torch.manual_seed(0)
+    pipe = StreamCharPipeline(models)
+    picture, voice = torch.rand(3, CONFIG.height, CONFIG.width) * 2 - 1, 0.1 * torch.randn(5 * clock.AUDIO_STRIDE + 77)
+    state = pipe.start(SHORT, character=picture, voice=voice, seed=2)
+    assert state.voice is not None and state.voice.shape == (1, 5, 64)
+    chunks = list(pipe.stream(SHORT, character=picture, voice=voice, seed=2))
+    for a, b in zip(chunks, pipe.session(state), strict=True):
+        assert torch.equal(a.frames, b.frames) and torch.equal(a.samples, b.samples)
+    long = pipe.start(SHORT, character=picture, voice=torch.zeros(100 * clock.AUDIO_STRIDE))
+    assert long.voice is not None and long.voice.shape[1] == LIMITS.max_reference
+    assert pipe.start(SHORT, character=picture).voice is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": " ... "}, "expected a text with at least one word"),
+        ({"character": torch.zeros(3, 32, 32)}, r"expected a picture \(3, 64, 64\), got \(3, 32, 32\)"),
+        ({"character": torch.zeros(4, 64, 64)}, "make it RGB"),
+        ({"character": torch.zeros(64, 64)}, "make it RGB"),
+        ({"voice": torch.zeros(2, 9000)}, "a voice .* of at least 2048"),
+        ({"voice": torch.zeros(100)}, "a voice .* of at least 2048"),
+    ],
+)
+def test_bad_input_is_refused(models, options, message):
+    given = {"text": SHORT, "character": torch.zeros(3, 64, 64), **options}
+    with pytest.raises(InputError, match=message):
+        StreamCharPipeline(models).start(**given)
+
+
+def test_no_steps_are_refused(models):
+    from streamchar.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        StreamCharPipeline(models).start(SHORT, character=torch.zeros(3, 64, 64), steps=0)
