@@ -19,6 +19,7 @@ from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
 from streamchar.data.dataset import WindowDataset, Windows
 from streamchar.dit.cache import Conditions
 from streamchar.dit.model import JointDiT
+from streamchar.errors import ConfigError
 from streamchar.flow.path import interpolate, velocity
 from streamchar.orchestrator.lm import Orchestrator, Plan
 from streamchar.orchestrator.packing import SpeechBatch
@@ -34,6 +35,11 @@ from streamchar.train.orchestrator import (
 )
 
 
+MOUTH = (0.605, 0.5)
+"""Centre of the mouth in the world's portraits, as shares of height and width (60 characters: +-0.005)."""
+MOUTH_RADIUS = 0.09
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoTerms:
     """Rates and weights of the picture side."""
@@ -47,6 +53,8 @@ class VideoTerms:
     drop_prompt: float = 0.1
     condition_noise: float = 0.15
     """Largest noise level mixed into motion and sink."""
+    focus: float = 5.0
+    """Extra weight of the loss where mouths are drawn: few latents, and the ones that must follow the speech."""
     freeze_speech: bool = False
     """Train the main blocks alone: stage 1 may go on elsewhere meanwhile."""
 
@@ -79,6 +87,15 @@ def chunk_conditions(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
     return still.repeat_interleave(n, 0), sink.repeat_interleave(n, 0), motion.flatten(0, 1)
 
 
+def mouth_focus(size: tuple[int, int], extra: float) -> Tensor:
+    """(h, w) weights of mean 1: a bump where the world draws mouths."""
+    h, w = size
+    y = ((torch.arange(h) + 0.5) / h - MOUTH[0])[:, None]
+    x = (torch.arange(w) + 0.5) / w - MOUTH[1]
+    weights = 1 + extra * torch.exp(-0.5 * (y.square() + x.square()) / MOUTH_RADIUS**2)
+    return weights / weights.mean()
+
+
 class JointObjective:
     """Flow on video and audio plus the pointer."""
 
@@ -88,6 +105,11 @@ class JointObjective:
         self, config: ModelConfig, data: Path, prompt_encoder: T5PromptEncoder, *, batch: int, terms: VideoTerms,
         start: Path | None = None, speech: Path | None = None, seed: int = 0, device: str = "cpu",
     ) -> None:
+        if terms.freeze_speech and speech is not None:
+            raise ConfigError(
+                "training: expected either a frozen speech side or steps on speech alone, got both; "
+                "leave out --speech or --freeze-speech"
+            )
         torch.manual_seed(seed)
         self.device = torch.device(device)
         self.config, self.terms, self.seed, self.batch, self.chunks = config, terms, seed, batch, 2
@@ -96,7 +118,9 @@ class JointObjective:
             self.speech, self.model = None, SpeechModel(config)
             compile_speech(self.model)
         else:
-            self.speech = SpeechObjective(config, speech, batch=batch, terms=self.speech_terms, seed=seed, device=device)
+            self.speech = SpeechObjective(
+                config, speech, batch=batch, terms=self.speech_terms, seed=seed, device=device
+            )
             self.model = self.speech.model
         self.model.dit.blocks.requires_grad_(True)
         # the main blocks are not compiled: every mix of conditions is another graph, and matrix products
@@ -113,6 +137,7 @@ class JointObjective:
         if start is not None:
             self._start_from(start)
         self._measure_deviation()
+        self.focus = mouth_focus(config.latent_size, terms.focus).to(self.device)
         self.samples_per_step = batch * self.chunks
 
     def _start_from(self, folder: Path) -> None:
@@ -196,10 +221,11 @@ class JointObjective:
         windows, batch, target_a = windows.to(self.device), batch.to(self.device), target_a.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             plan, v_v, v_a = self.flow(batch, scene)
-        flow_v = (v_v - scene.target).square().mean()
+        error = (v_v - scene.target).square()
+        flow_v, weighted = error.mean(), (error * self.focus).mean()
         flow_a = (v_a - target_a.flatten(0, 1)).square().mean()
         cross, distance, scalars = pointer_terms(plan, windows, batch)
-        total = self.terms.weight * flow_v + flow_a
+        total = self.terms.weight * weighted + flow_a
         total = total + self.speech_terms.pointer * cross + self.speech_terms.end * distance
         return total, {"video": float(flow_v.detach()), "audio": float(flow_a.detach()), **scalars}
 
@@ -232,7 +258,9 @@ class JointObjective:
                     )
             for name, (speech, picture) in cases.items():
                 plan, v_v, v_a = self.flow(speech, picture)
-                figures[f"video_{sigma}{name}"] = float((v_v - scene.target).square().mean())
+                error = (v_v - scene.target).square()
+                figures[f"video_{sigma}{name}"] = float(error.mean())
+                figures[f"mouth_{sigma}{name}"] = float(error[..., self.focus > 0.5 * self.focus.max()].mean())
                 figures[f"audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
                 if not name:
                     figures[f"within_1_{sigma}"] = pointer_terms(plan, windows.to(self.device), batch)[2]["within_1"]
@@ -252,8 +280,8 @@ def train_joint(
 
     folder = prompt_encoder or Path(str(resources.files("streamchar") / "assets" / "toon" / "prompt_encoder"))
     objective = JointObjective(
-        config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(freeze_speech=freeze_speech), start=None if resume else start,
-        speech=speech, seed=seed, device=device,
+        config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(freeze_speech=freeze_speech),
+        start=None if resume else start, speech=speech, seed=seed, device=device,
     )
 
     def export(target: Path) -> None:
@@ -261,4 +289,5 @@ def train_joint(
         save_component(objective.model.dit, config.dit, target / "dit")
 
     schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown)
-    run(objective, schedule, out, resume=resume, export=export, facts={"preset": config.name, "seed": seed, "batch": batch})
+    facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch}
+    run(objective, schedule, out, resume=resume, export=export, facts=facts)
