@@ -73,6 +73,7 @@ data_seed() { # FOLDER: kept with the data, so that later calls on this machine 
 }
 
 DATA_PIDS=()
+DATA_UNTIL=0
 stop_data() {
     for pid in "${DATA_PIDS[@]}"; do kill "$pid" 2>/dev/null || true; done
     for pid in "${DATA_PIDS[@]}"; do wait "$pid" 2>/dev/null || true; done
@@ -95,20 +96,18 @@ start_shards() { # FOLDER WORKERS SHARD_SECONDS [options of `streamchar world`]:
             --workers "$workers" --hours 2000 --shard-seconds "$seconds" "$@" >"$folder/log.txt" 2>&1
     ) &
     DATA_PIDS+=($!)
+    [ "$(shards_in "$folder")" != 0 ] || DATA_UNTIL=$(awk "BEGIN { print int($SECONDS + 60 * $DATA_MINUTES) }")
 }
 
-wait_for_shards() { # FOLDER...: until each has some and DATA_MINUTES are over
-    local until folder pid
-    until=$(calculate "$SECONDS + 60 * $DATA_MINUTES")
-    for folder in "$@"; do
-        while [ "$(shards_in "$folder")" = 0 ] || [ "$(calculate "$SECONDS < $until")" = 1.000 ]; do
-            for pid in "${DATA_PIDS[@]}"; do
-                kill -0 "$pid" 2>/dev/null || { tail -n 5 "$folder/log.txt" >&2; say "no data"; exit 1; }
-            done
-            sleep 1
+wait_for_shards() { # FOLDER: until it has some and, where there were none before, DATA_MINUTES are over
+    local pid
+    while [ "$(shards_in "$1")" = 0 ] || [ "$SECONDS" -lt "$DATA_UNTIL" ]; do
+        for pid in "${DATA_PIDS[@]}"; do
+            kill -0 "$pid" 2>/dev/null || { tail -n 5 data/*/log.txt >&2; say "no more data"; exit 1; }
         done
-        say "$(shards_in "$folder") shards in $folder"
+        sleep 1
     done
+    say "$(shards_in "$1") shards in $1"
 }
 
 install_wheels
