@@ -271,6 +271,7 @@ def train_joint(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 6,
     rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, start: Path | None = None, speech: Path | None = None,
     prompt_encoder: Path | None = None, device: str = "cpu", freeze_speech: bool = False,
+    warmup: int = 200,
 ) -> None:
     """Train stage 2 for `minutes` from stage 1's export in `start`; writes components and a checkpoint.
 
@@ -288,6 +289,6 @@ def train_joint(
         save_component(objective.model.orchestrator, config.orchestrator, target / "orchestrator")
         save_component(objective.model.dit, config.dit, target / "dit")
 
-    schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown)
+    schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown, warmup=warmup)
     facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch}
     run(objective, schedule, out, resume=resume, export=export, facts=facts)
