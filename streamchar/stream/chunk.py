@@ -74,7 +74,7 @@ def generate_chunk(
 
     draw = chunk_generator(state)
     noise = tuple(
-        torch.randn(shape, generator=draw).to(models.device) for shape in _shapes(models)
+        state.temperature * torch.randn(shape, generator=draw).to(models.device) for shape in _shapes(models)
     )
     video, audio = sampler(velocities, noise, draw)
     done = time.perf_counter()

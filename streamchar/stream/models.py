@@ -42,6 +42,8 @@ class Models:
     steps: int = 16
     """Sampling steps this model was made for."""
     guidance: float = 1.0
+    temperature: float = 1.0
+    """Deviation of the noise that sampling starts from."""
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +105,7 @@ def load(source: str | Path) -> Models:
     return Models(
         name=index.get("name", base), config=config, orchestrator=orchestrator, dit=dit, video_codec=video.eval(),
         audio_codec=audio, prompt_encoder=prompt.eval(), tokenizer=tokenizer(config.tokenizer),
-        steps=index.get("steps", 16), guidance=index.get("guidance", 1.0),
+        steps=index.get("steps", 16), guidance=index.get("guidance", 1.0), temperature=index.get("temperature", 1.0),
     )
 
 
@@ -117,7 +119,7 @@ def save(models: Models, folder: Path | str, dtype: torch.dtype | None = None) -
         else:
             save_component(part, part.config, folder / name, dtype=dtype)
     index = {
-        "name": models.name, "preset": models.config.name, "steps": models.steps, "guidance": models.guidance,
+        "name": models.name, "preset": models.config.name, "steps": models.steps, "guidance": models.guidance, "temperature": models.temperature,
         "components": {name: type(part).__name__ for name, part in models.components().items()},
         "config": {
             "height": models.config.height, "width": models.config.width, "tokenizer": models.config.tokenizer,

@@ -101,7 +101,8 @@ class StreamCharPipeline:
             latents = None if voice is None else self._encode_voice(voice)
         return StreamState(
             model=self.models.name, text=text, prompt=prompt, seed=seed, steps=steps,
-            guidance=self.models.guidance if guidance is None else guidance, still=still.clone(),
+            guidance=self.models.guidance if guidance is None else guidance, temperature=self.models.temperature,
+            still=still.clone(),
             voice=None if latents is None else latents.clone(),
         )
 

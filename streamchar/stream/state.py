@@ -32,6 +32,9 @@ class StreamState:
     seed: int
     steps: int
     guidance: float = 1.0
+    """Weight of the transcript and the prompt against their absence; 1 leaves the second pass out."""
+    temperature: float = 1.0
+    """Deviation of the noise that sampling starts from: below 1 gives up variety for clearer speech."""
     still: Tensor
     """(1, Cv, 1, h, w) latent of the reference frame."""
     voice: Tensor | None = None

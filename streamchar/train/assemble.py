@@ -33,7 +33,7 @@ class Parts:
 
 def assemble(
     parts: Parts, config: ModelConfig, out: Path, *, name: str, steps: int = 16, guidance: float = 1.0,
-    small: bool = True,
+    temperature: float = 1.0, small: bool = True,
 ) -> Models:
     """Write `out`; with `small`, the orchestrator and the DiT as int8 rows and the codecs as bfloat16."""
     orchestrator = load_component(Orchestrator, OrchestratorConfig, parts.orchestrator)
@@ -43,6 +43,7 @@ def assemble(
     models = Models(
         name=name, orchestrator=orchestrator, dit=dit, video_codec=video, audio_codec=audio, prompt_encoder=prompt,
         tokenizer=tokenizer(config.tokenizer), steps=steps, guidance=guidance,
+        temperature=temperature,
         config=dataclasses.replace(config, orchestrator=orchestrator.config, dit=dit.config),
     )
     stream_models.save(models, out)
