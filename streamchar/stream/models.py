@@ -119,7 +119,8 @@ def save(models: Models, folder: Path | str, dtype: torch.dtype | None = None) -
         else:
             save_component(part, part.config, folder / name, dtype=dtype)
     index = {
-        "name": models.name, "preset": models.config.name, "steps": models.steps, "guidance": models.guidance, "temperature": models.temperature,
+        "name": models.name, "preset": models.config.name, "steps": models.steps, "guidance": models.guidance,
+        "temperature": models.temperature,
         "components": {name: type(part).__name__ for name, part in models.components().items()},
         "config": {
             "height": models.config.height, "width": models.config.width, "tokenizer": models.config.tokenizer,

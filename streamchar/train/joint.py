@@ -34,7 +34,6 @@ from streamchar.train.orchestrator import (
     wrong_text,
 )
 
-
 MOUTH = (0.605, 0.5)
 """Centre of the mouth in the world's portraits, as shares of height and width (60 characters: +-0.005)."""
 MOUTH_RADIUS = 0.09
