@@ -117,7 +117,7 @@ class Constant:
         return 1.0
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        self.seen.append(float(self.model.weight[0, 0]))
+        self.seen.append(float(self.model.weight.detach()[0, 0]))
         return self.model.weight.sum(), {}
 
     def validate(self, step: int) -> dict[str, float]:
