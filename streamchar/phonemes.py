@@ -99,7 +99,7 @@ def unspeakable(text: str) -> list[str]:
     """Characters that the English rules cannot read aloud (emoji, non-Latin letters), in order of
     appearance, each once."""
     seen: dict[str, None] = {}
-    for char in text:
+    for char in unicodedata.normalize("NFC", text):
         if char.isascii() or char in seen:
             continue
         kind = unicodedata.category(char)
@@ -111,6 +111,8 @@ def unspeakable(text: str) -> list[str]:
 
 
 def speakable(text: str) -> str:
-    """`text` without what `unspeakable` names."""
+    """`text` without what `unspeakable` names; letters and their accents composed (the rules would break a
+    word at a combining accent)."""
+    text = unicodedata.normalize("NFC", text)
     bad = set(unspeakable(text))
     return "".join(" " if c in bad else c for c in text)

@@ -147,7 +147,7 @@ def collate(items: list[tuple[ClipRecord, int, dict[str, Tensor]]], max_referenc
     for i, (clip, _, cut) in enumerate(items):
         text[i, : len(cut["text"])] = cut["text"]
         reference[i, : clip.reference.shape[0]] = clip.reference[:max_reference].float()
-    video = {} if items[0][0].video is None else _collate_video(items)
+    video = {} if all(clip.video is None for clip, _, _ in items) else _collate_video(items)
     return Windows(
         audio=torch.stack([cut["audio"] for _, _, cut in items]),
         reference=reference,
@@ -164,6 +164,11 @@ def collate(items: list[tuple[ClipRecord, int, dict[str, Tensor]]], max_referenc
 def _collate_video(items: list[tuple[ClipRecord, int, dict[str, Tensor]]]) -> dict[str, Tensor]:
     n = items[0][2]["audio"].shape[0]
     records = [(clip, first, clip.video) for clip, first, _ in items if clip.video is not None]
+    if len(records) < len(items):
+        raise DataError(
+            f"expected clips with video, {len(items) - len(records)} of {len(items)} have speech alone; keep the two "
+            "kinds of shards in two folders"
+        )
     return {
         "video": torch.stack([v[f : f + n].float() for _, f, v in records]),
         "previous": torch.stack([v[max(0, f - 1)].float() * (f > 0) for _, f, v in records]),

@@ -78,6 +78,13 @@ class Shard:
                 self.tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise DataError(f"{path} is not a readable shard ({error}); delete it and prepare it again") from None
+        for name in ("audio", "reference", "tokens", "token_start"):
+            count = len(self.tensors.get(f"{name}_offset", ())) - 1
+            if name not in self.tensors or count != len(self.clips):
+                raise DataError(
+                    f"{path}: expected {name} of {len(self.clips)} clips, got {max(0, count)}; "
+                    "delete it and prepare it again"
+                )
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -30,8 +30,8 @@ def clean_from_velocity(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Move noise levels towards 1: shift s / (1 + (shift - 1) s). Keeps 0 and 1."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+    """Move noise levels towards 1: shift s / (1 + (shift - 1) s). Keeps 0 and 1, to the bit."""
+    return shift * sigma / (shift * sigma + (1 - sigma))
 
 
 def sample_sigma(shape: tuple[int, ...], shift: float, generator: torch.Generator | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from streamchar.errors import ConfigError
 from streamchar.train.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ class Schedule:
     save_minutes: float = 4.0
     log_every: int = 20
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "rate", "warmup", "log_every"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training: {name} must be above 0, got {getattr(self, name)}")
 
 
 class Objective(Protocol):

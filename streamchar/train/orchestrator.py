@@ -83,6 +83,8 @@ def pointer_terms(plan: Plan, windows: Windows, batch: SpeechBatch) -> tuple[Ten
     end = torch.where(kept, windows.cursor[:, 1:].flatten(), plan.progress.end.detach())
     cross, distance = pointer_loss(plan.progress, token, end)
     guess = plan.progress.attention.detach().argmax(-1)
+    if not kept.any():  # nothing to measure; a NaN would stay in the log's running means
+        return cross, distance, {"pointer": float(cross.detach())}
     near = ((guess - token).abs() <= 1)[token >= 0].float().mean()
     miss = (plan.progress.end.detach() - end).abs()[kept].mean()
     return cross, distance, {"pointer": float(cross.detach()), "within_1": float(near), "end_error": float(miss)}
@@ -164,7 +166,8 @@ class SpeechObjective:
             level = torch.full(batch.sigma.shape, sigma)
             batch = replace(batch, sigma=level, noisy=interpolate(windows.audio, noise, level)).to(self.device)
             target = velocity(windows.audio, noise).to(self.device)
-            for name, changed in (("", batch), ("_wrong_text", wrong_text(batch)), ("_wrong_voice", wrong_voice(batch))):
+            cases = {"": batch, "_wrong_text": wrong_text(batch), "_wrong_voice": wrong_voice(batch)}
+            for name, changed in cases.items():
                 if name and sigma not in (0.8, 1.0):
                     continue
                 plan, v = self.flow(changed)
@@ -198,4 +201,5 @@ def train_orchestrator(
         save_component(objective.model.dit, config.dit, folder / "dit")
 
     schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown)
-    run(objective, schedule, out, resume=resume, export=export, facts={"preset": config.name, "seed": seed, "batch": batch})
+    facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch}
+    run(objective, schedule, out, resume=resume, export=export, facts=facts)

@@ -167,7 +167,10 @@ def speak(text: str, voice: Voice | int = 0, *, tempo: float = 1.0, seed: int = 
     """
     import soxr
 
-    voice = VOICES[voice] if isinstance(voice, int) else voice
+    if isinstance(voice, int):
+        if not 0 <= voice < len(VOICES):
+            raise InputError(f"expected a voice from 0 to {len(VOICES) - 1}, got {voice}")
+        voice = VOICES[voice]
     utterance = phonemes.utterance(text)
     vocab, session = _teacher()
     known = [(c, w) for c, w in zip(utterance.symbols, utterance.symbol_word, strict=True) if c in vocab]
