@@ -269,7 +269,8 @@ def test_the_loop_trains_saves_and_exports_averages(tmp_path):
 
 
 def test_time_ends_a_run(tmp_path):
-    assert run(Regression(), Schedule(minutes=1e-12, rate=1e-3), tmp_path, resume=False, export=lambda folder: None) == 0
+    schedule = Schedule(minutes=1e-12, rate=1e-3)
+    assert run(Regression(), schedule, tmp_path, resume=False, export=lambda folder: None) == 0
     assert (tmp_path / "checkpoint").is_dir()
 
 

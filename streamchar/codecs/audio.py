@@ -83,6 +83,10 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Waveform -> latents, with look-ahead: it runs in training and on reference audio only."""
 
+    mel: Tensor
+    window: Tensor
+    low_window: Tensor
+
     def __init__(self, width: int, blocks: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("mel", mel_filters(BINS, MELS, clock.AUDIO_RATE), persistent=False)
@@ -192,6 +196,12 @@ class ToonAudioCodec(nn.Module):
     """See the module's text. Satisfies the `AudioCodec` protocol."""
 
     stride = clock.AUDIO_STRIDE
+
+    rotation: Tensor
+    mean: Tensor
+    scale: Tensor
+    window: Tensor
+    noise: Tensor
 
     def __init__(self, config: AudioCodecConfig) -> None:
         super().__init__()

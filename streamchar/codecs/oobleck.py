@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderOobleck
+from diffusers import AutoencoderOobleck  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from streamchar import clock

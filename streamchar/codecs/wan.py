@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from streamchar import clock
@@ -29,7 +29,7 @@ class WanVideoCodec(nn.Module):
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         super().__init__()
-        settings = vae.config
+        settings: Any = vae.config
         if settings.scale_factor_temporal != clock.VIDEO_STRIDE:
             raise CheckpointError(
                 f"the clock needs a video VAE with temporal stride {clock.VIDEO_STRIDE}, "

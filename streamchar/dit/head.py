@@ -33,6 +33,9 @@ class VelocitySkip(nn.Module):
     `load_wan` sets its parameters to zero.
     """
 
+    deviation: Tensor
+    residual: Tensor
+
     def __init__(self, width: int, channels: int, *, anchored: bool) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1))

@@ -22,7 +22,8 @@ VelocityField = Callable[[Latents, float, bool], Latents]
 class Sampler(Protocol):
     """Turns noise into data by calling a velocity field a fixed number of times."""
 
-    schedule: Schedule
+    @property
+    def schedule(self) -> Schedule: ...
 
     def __call__(self, field: VelocityField, noise: Latents, generator: torch.Generator) -> Latents: ...
 

@@ -47,6 +47,8 @@ class Prefix:
 class SigmaEmbedding(nn.Module):
     """Sinusoids of 1000 sigma and a small network: (B,) -> (B, D)."""
 
+    rate: Tensor
+
     def __init__(self, width: int, inner: int = 128) -> None:
         super().__init__()
         self.register_buffer(

@@ -21,6 +21,7 @@ UNITS = 256.0
 
 Colour = tuple[float, float, float]
 Outline = list[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 def rgb(red: int, green: int, blue: int) -> Colour:
@@ -71,7 +72,7 @@ def box(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> Outl
     return points
 
 
-def spline(points: Outline, closed: bool = True, per: int = 8) -> Outline:
+def spline(points: Points, closed: bool = True, per: int = 8) -> Outline:
     """Catmull-Rom curve through `points`, `per` samples a span."""
     p = torch.tensor(points, dtype=torch.float64)
     if closed:
@@ -87,21 +88,21 @@ def spline(points: Outline, closed: bool = True, per: int = 8) -> Outline:
     return out if closed else [*out, points[-1]]
 
 
-def symmetric(right: Outline) -> Outline:
+def symmetric(right: Points) -> Outline:
     """Close a right half, given from top to bottom, with its mirror image about x = 0."""
     left = [(-x, y) for x, y in reversed(right) if abs(x) > 1e-6]
     return [*right, *left]
 
 
-def mirror(points: Outline) -> Outline:
+def mirror(points: Points) -> Outline:
     return [(-x, y) for x, y in points]
 
 
-def moved(points: Outline, dx: float, dy: float) -> Outline:
+def moved(points: Points, dx: float, dy: float) -> Outline:
     return [(x + dx, y + dy) for x, y in points]
 
 
-def ribbon(points: Outline, width: float, taper: float = 0.0) -> Outline:
+def ribbon(points: Points, width: float, taper: float = 0.0) -> Outline:
     """Outline of a stroke along an open polyline; `taper` in [0, 1] thins both ends."""
     n = len(points)
     sides: tuple[Outline, Outline] = ([], [])
@@ -164,7 +165,7 @@ class Canvas:
         self.side = round((UNITS + 2 * margin) * scale)
         self.pixels = torch.zeros(4, self.side, self.side)
 
-    def mask(self, points: Outline, blur: float = 0.0) -> Tensor:
+    def mask(self, points: Points, blur: float = 0.0) -> Tensor:
         """(H, W) coverage of an outline over the whole canvas; `blur` is a Gaussian sigma in units."""
         p = torch.tensor(points, dtype=torch.float64)
         p = (p + torch.tensor(self.origin, dtype=torch.float64) + self.margin) * self.scale
@@ -180,7 +181,7 @@ class Canvas:
 
     def fill(
         self,
-        points: Outline,
+        points: Points,
         colour: Colour,
         *,
         below: Colour | None = None,
@@ -210,7 +211,7 @@ class Canvas:
         region[3] += amount
         return mask
 
-    def stroke(self, points: Outline, width: float, colour: Colour, *, taper: float = 0.0, alpha: float = 1.0,
+    def stroke(self, points: Points, width: float, colour: Colour, *, taper: float = 0.0, alpha: float = 1.0,
                within: Tensor | None = None) -> Tensor:  # fmt: skip
         """Paint a line along an open polyline."""
         return self.fill(ribbon(points, width, taper), colour, alpha=alpha, within=within)
