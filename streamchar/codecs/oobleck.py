@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderOobleck  # pyright: ignore[reportPrivateImportUsage]
@@ -59,14 +60,15 @@ class OobleckAudioCodec(nn.Module):
 
     def __init__(self, vae: AutoencoderOobleck, lookahead: int | None = None) -> None:
         super().__init__()
-        ratios = tuple(vae.config.downsampling_ratios)
+        settings: Any = vae.config
+        ratios = tuple(settings.downsampling_ratios)
         if math.prod(ratios) != clock.AUDIO_STRIDE:
             raise CheckpointError(
                 f"the clock needs an audio VAE with stride {clock.AUDIO_STRIDE}, got ratios {ratios} "
                 f"= {math.prod(ratios)}"
             )
         self.vae = vae.eval().requires_grad_(False)
-        self.latent_channels: int = vae.config.decoder_input_channels
+        self.latent_channels: int = settings.decoder_input_channels
         self.reach = reach(ratios)
         self.delay = self.reach if lookahead is None else lookahead
         """Latents by which `decode`'s sound is late."""
@@ -76,16 +78,16 @@ class OobleckAudioCodec(nn.Module):
     @property
     def config(self) -> AudioCodecConfig:
         """What our configuration says of this codec."""
-        return AudioCodecConfig(
-            family="oobleck", latent_channels=self.latent_channels, width=self.vae.config.decoder_channels
-        )
+        own: Any = self.vae.config
+        return AudioCodecConfig(family="oobleck", latent_channels=self.latent_channels, width=own.decoder_channels)
 
     @torch.no_grad()
     def encode(self, samples_BS: Tensor) -> Tensor:
         """(B, S) with S a multiple of 2048 -> (B, S/2048, C) in float32: the posterior's mean."""
         if samples_BS.ndim != 2 or samples_BS.shape[1] % self.stride or not samples_BS.shape[1]:
             raise InputError(f"samples must be (B, S) with S a multiple of 2048, got {tuple(samples_BS.shape)}")
-        ears = samples_BS[:, None].expand(-1, self.vae.config.audio_channels, -1)
+        own: Any = self.vae.config
+        ears = samples_BS[:, None].expand(-1, own.audio_channels, -1)
         return self.vae.encode(ears.to(self.vae.dtype)).latent_dist.mode().transpose(1, 2).float()
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ pipelines do: it is what the Wan DiT weights were trained on. `encode` takes the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]

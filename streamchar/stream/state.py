@@ -9,6 +9,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,7 +70,8 @@ class StreamState:
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, under a temporary name first."""
-        tensors, plain = {}, {"format": FORMAT}
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {"format": FORMAT}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):

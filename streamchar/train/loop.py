@@ -49,8 +49,10 @@ class Objective(Protocol):
     """What is trained."""
 
     name: str
-    model: nn.Module
     samples_per_step: int
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def rate_factor(self, name: str) -> float:
         """Factor on the learning rate of the parameter of this name."""

@@ -11,6 +11,7 @@ Shape letters: N points, T frames, H height, W width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
