@@ -6,9 +6,11 @@ nothing but itself.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -75,12 +77,30 @@ class Session:
         if made.stalled:
             self.stalled = True
             log.warning("chunk %d: the pointer stands still, the stream ends before its transcript does", made.index)
+        give_back()
         seconds = {**made.seconds, **seconds}
         log.info("chunk %d cursor %.1f/%d %s", made.index, state.cursor, len(self.transcript),
                  " ".join(f"{k} {v:.3f}s" for k, v in seconds.items()))
         return Chunk(
             index=made.index, frames=frames, samples=samples, words=made.words, last=made.last, seconds=seconds
         )
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """glibc's malloc_trim, where there is one."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+def give_back() -> None:
+    """Return freed memory to the system. glibc keeps what each thread has freed: 110 MiB more after four
+    minutes of a stream, which is no leak but looks and counts like one."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
 
 
 def decode(
