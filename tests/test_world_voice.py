@@ -80,7 +80,7 @@ def test_the_pitch_is_that_of_the_sound(spoken, voice):
     """Voiced pieces repeat after the claimed period. (Not looked for freely: under a changed pitch the teacher's
     free-phase branch keeps a trace of the old one, docs/decisions.md.)"""
     ratios, likeness = periods(spoken[voice])
-    assert np.median(likeness) > 0.7
+    assert np.median(likeness) > 0.6
     assert np.median(ratios) == pytest.approx(1, abs=0.03)
 
 
