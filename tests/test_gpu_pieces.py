@@ -103,6 +103,31 @@ def test_damage_is_found_and_nothing_overwritten(tmp_path: Path, pieces: ModuleT
         pieces.main(["split", str(tmp_path / "nowhere"), str(tmp_path / "out")])
 
 
+def test_stage_one_leaves_the_main_blocks_behind(tmp_path: Path, pieces: ModuleType) -> None:
+    from streamchar.config.presets import tiny
+    from streamchar.train.orchestrator import SpeechModel
+
+    torch.manual_seed(5)
+    model = SpeechModel(tiny())
+    model.dit.blocks.requires_grad_(False)
+    average = {n: p.detach() + 1 for n, p in model.named_parameters() if p.requires_grad}
+    facts = {"objective": "orchestrator", "preset": "tiny", "seed": 5, "step": 1}
+    save_checkpoint(tmp_path / "run" / "checkpoint", model, torch.optim.AdamW(model.parameters()), average, facts)
+    sizes = {}
+    for level in ("half", "warm"):
+        pieces.main(["split", str(tmp_path / "run"), str(tmp_path / level), "--level", level])
+        manifest = json.loads((tmp_path / level / "manifest.json").read_text())
+        sizes[level] = manifest["bytes"]
+        pieces.main(["join", str(tmp_path / level), str(tmp_path / f"back-{level}")])
+        again = SpeechModel(tiny())
+        again.load_state_dict(load_file(tmp_path / f"back-{level}" / "checkpoint" / "model.safetensors"))
+        for name, value in model.state_dict().items():
+            expected = average.get(name, value) if level == "warm" else value
+            assert (again.state_dict()[name] - expected).abs().max() <= 2e-3, (level, name)
+    small = sum(2 * p.numel() for p in model.parameters() if p.requires_grad)
+    assert sizes["warm"] < 2 * small
+
+
 class Constant:
     """An objective whose rate can be read off: the loss has a gradient of one everywhere."""
 

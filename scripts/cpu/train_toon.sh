@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # toon from nothing, in order, on a machine with two CPU cores or more. Takes days for good speech; every
 # step can be stopped and run again: what is finished is skipped, training goes on where it was.
-#   scripts/cpu/train_toon.sh            PRESET=tiny MINUTES=1 CLIPS=16 HOURS=0.05 ... for a trial
+#   scripts/cpu/train_toon.sh            PRESET=tiny SIZE=64 MINUTES=1 CLIPS=16 HOURS=0.05 ... for a trial
 # MINUTES sets every stage's time at once; else each has its own.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -22,6 +22,7 @@ ORCHESTRATOR_MINUTES=${ORCHESTRATOR_MINUTES:-${MINUTES:-1440}}
 JOINT_MINUTES=${JOINT_MINUTES:-${MINUTES:-1440}}
 COOLDOWN=${COOLDOWN:-0.3}                      # of a stage's minutes, at its end
 SHARD_SECONDS=${SHARD_SECONDS:-600}
+SIZE=${SIZE:-256}                              # of the pictures: the preset's height and width; tiny: 64
 
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # glibc gives freed memory back too eagerly for training: half of the CPU time otherwise
@@ -81,7 +82,7 @@ once prompt-encoder streamchar train prompt-encoder --preset "$PRESET" --out "$R
 
 # 3. speech for stage 1; clips are drawn while it trains
 shards speech "$DATA/speech" "$SPEECH_HOURS" "$WORKERS" --speech-only
-shards clips "$DATA/clips" "$VIDEO_HOURS" 1 --video-codec "$RUNS/video_codec" & drawing=$!
+shards clips "$DATA/clips" "$VIDEO_HOURS" 1 --video-codec "$RUNS/video_codec" --size "$SIZE" & drawing=$!
 
 # 4. stage 1, then stage 2 from it
 once orchestrator stage orchestrator "$ORCHESTRATOR_MINUTES" "$DATA/speech" "$RUNS/orchestrator" --cooldown "$COOLDOWN"

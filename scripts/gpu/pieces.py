@@ -12,6 +12,7 @@ into --mib:
     warm    averages alone as float16: the optimiser starts anew, and the loop warms up again
     bytes   averages alone as int8 with a scale a row: likewise
 
+Stage 1 does not touch the DiT's main blocks: but for `exact`, they stay behind and are initialised again.
 `join` also writes the averaged weights as components (RUN/orchestrator, RUN/dit), as training exports them.
 """
 
@@ -32,6 +33,8 @@ from streamchar.codecs.component import BYTES, SCALE, SMALL, from_bytes, to_byte
 
 FORMAT = "streamchar-pieces-1"
 LEVELS = ("exact", "half", "lean", "warm", "bytes")
+UNTRAINED = "orchestrator"
+"""The objective whose frozen weights are as they were initialised (stage 2 may freeze trained ones)."""
 MIB = 1 << 20
 PIECE = int(14.5 * MIB)
 MOST_PIECES = 7
@@ -47,7 +50,7 @@ def narrow(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype)
 
 
-def pack(parts: dict[str, dict[str, Tensor]], level: str) -> dict[str, Tensor]:
+def pack(parts: dict[str, dict[str, Tensor]], level: str, objective: str) -> dict[str, Tensor]:
     """What is stored at `level`, under names like "average|dit.head.weight"."""
     model, average, moments = (parts[name] for name in PARTS)
     if level == "exact":
@@ -55,6 +58,8 @@ def pack(parts: dict[str, dict[str, Tensor]], level: str) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     if level != "half":
         model = {name: value for name, value in model.items() if name not in average}
+    if objective == UNTRAINED:
+        model = {name: value for name, value in model.items() if name in average or value.numel() < SMALL}
     for part, tensors in (("model", model), ("average", average)):
         for name, value in tensors.items():
             if level == "bytes" and value.dtype == torch.float32 and value.ndim > 1 and value.numel() >= SMALL:
@@ -81,6 +86,15 @@ def unpack(packed: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
+def initial(facts: dict) -> dict[str, Tensor]:
+    """The model of these facts as its training began."""
+    from streamchar.config.presets import preset
+    from streamchar.train.orchestrator import SpeechModel
+
+    torch.manual_seed(int(facts["seed"]))
+    return SpeechModel(preset(facts["preset"])).state_dict()
+
+
 def size(tensors: dict[str, Tensor]) -> int:
     """Bytes of the values."""
     return sum(value.numel() * value.element_size() for value in tensors.values())
@@ -96,7 +110,7 @@ def split(run: Path, out: Path, mib: float, levels: tuple[str, ...] = LEVELS) ->
     budget = min(int(mib * MIB), MOST_PIECES * PIECE)
     level, packed = levels[-1], {}
     for level in levels:
-        packed = pack(parts, level)
+        packed = pack(parts, level, str(facts.get("objective")))
         if size(packed) <= 0.99 * budget:  # the rest is for names
             break
     else:
@@ -137,13 +151,15 @@ def join(source: Path, run: Path) -> None:
             raise SystemExit(f"error: {path} is missing or damaged; copy it again")
     blob = b"".join(data)
     header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
-    parts = unpack(load(blob))
+    parts, facts = unpack(load(blob)), json.loads(header["facts"])
+    if facts.get("objective") == UNTRAINED and header["level"] != "exact":
+        parts["model"] = {**initial(facts), **parts["model"]}
     part = folder.with_name("checkpoint.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name in PARTS:
         save_file(parts[name], part / f"{name}.safetensors")
-    (part / "facts.json").write_text(json.dumps(json.loads(header["facts"]), indent=2), encoding="utf-8")
+    (part / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     averaged = {**parts["model"], **parts["average"]}
     for name, config in json.loads(header["configs"]).items():
         own = {key.removeprefix(name + "."): value for key, value in averaged.items() if key.startswith(name + ".")}

@@ -8,6 +8,7 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-runs/out}                 # results: nothing else need come back
 DEVICE=${DEVICE:-cuda}
 PRESET=${PRESET:-toon}
+SIZE=${SIZE:-256}                    # of the pictures: the preset's height and width
 CORES=${CORES:-$(nproc)}
 BUDGET=${BUDGET:-9.2}                # minutes that this call may take in all
 RESERVE=${RESERVE:-0.9}              # of them for the last validation and the pieces

@@ -7,7 +7,7 @@ bring_in orchestrator
 bring_in joint
 speakers=${SPEAKERS:-$((CORES > 4 ? CORES / 4 : 1))}
 start_shards data/clips "${WORKERS:-$((CORES > 4 ? CORES - speakers - 2 : 1))}" "${SHARD_SECONDS:-60}" \
-    --audio-codec "$AUDIO_CODEC" --video-codec "$VIDEO_CODEC"
+    --audio-codec "$AUDIO_CODEC" --video-codec "$VIDEO_CODEC" --size "$SIZE"
 speech=(--freeze-speech)
 if [ -z "${FREEZE_SPEECH:-}" ]; then
     start_shards data/speech "$speakers" "${SPEECH_SECONDS:-300}" --speech-only --audio-codec "$AUDIO_CODEC"

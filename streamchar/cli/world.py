@@ -26,6 +26,7 @@ def world(
     clips: Annotated[int | None, typer.Option(help="Clips of one chunk to write, of a character each.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that write data.")] = 1,
     shard_seconds: Annotated[float | None, typer.Option(help="Playing time of one shard.", hidden=True)] = None,
+    size: Annotated[int, typer.Option(help="Pixels of the shards' pictures, as the preset has them.")] = 256,
     seed: Annotated[int, typer.Option(help="The character, or the first of the sheet or shards.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="How the character behaves; else as the seed has it.")] = None,
     audio_codec: Annotated[Path | None, typer.Option(metavar="DIR", help="Codec of the shards; else toon's.")] = None,
@@ -60,6 +61,7 @@ def world(
                 held_out=held_out,
                 workers=workers,
                 shard_seconds=SHARD_SECONDS if shard_seconds is None else shard_seconds,
+                size=size,
             )
         )
     elif speech_raw is not None:

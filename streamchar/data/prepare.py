@@ -43,6 +43,8 @@ class Recipe:
     workers: int = 1
     shard_seconds: float = field(default_factory=lambda: SHARD_SECONDS)
     """Playing time of one shard: short ones where little time is left to finish any."""
+    size: int = 256
+    """Height and width of the pictures in pixels."""
 
     def __post_init__(self) -> None:
         if not self.hours > 0:
@@ -100,7 +102,7 @@ def speech_record(codec: AudioCodec, seed: int, *, held_out: bool) -> ClipRecord
 
 
 @torch.no_grad()
-def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bool) -> ClipRecord:
+def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bool, size: int = 256) -> ClipRecord:
     """A clip of speech and picture by a character of the split."""
     from streamchar.world.clips import make_clip
     from streamchar.world.render import draw_frame
@@ -111,9 +113,9 @@ def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bo
     ids, starts = tokens_of(clip.speech)
     latents = []
     for chunk in range(clip.chunks):
-        frames = clip.frames(clock.frames(chunk), clock.frames(chunk + 1)).float().div(127.5).sub(1)
+        frames = clip.frames(clock.frames(chunk), clock.frames(chunk + 1), size).float().div(127.5).sub(1)
         latents.append(video.encode(frames.transpose(0, 1)[None])[0])
-    still = draw_frame(clip.character).float().div(127.5).sub(1)
+    still = draw_frame(clip.character, size).float().div(127.5).sub(1)
     voice = VOICES[clip.character.voice]
     return ClipRecord(
         audio=_encode_speech(audio, clip.speech), reference=_reference(audio, voice, rng, held_out), tokens=ids,
@@ -138,7 +140,7 @@ def prepare_shard(recipe: Recipe, index: int) -> Path:
     while seconds < recipe.shard_seconds:
         record = (
             speech_record(audio, seed, held_out=recipe.held_out) if video is None
-            else clip_record(audio, video, seed, held_out=recipe.held_out)
+            else clip_record(audio, video, seed, held_out=recipe.held_out, size=recipe.size)
         )
         clips.append(record)
         seconds += record.audio.shape[0] / float(clock.AUDIO_LATENT_RATE)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from streamchar import clock
+from streamchar.dit.model import Velocity
 from streamchar.flow.sampler import Latents, Sampler
 from streamchar.orchestrator.lm import Plan
 from streamchar.stream.memory import Memory, chunk_conditions, chunk_layout, recall, slide
@@ -65,11 +66,11 @@ def generate_chunk(
         plan = models.orchestrator.plan(memory.prefix, x[1], level, cursor)
         if last:
             plans.append(plan)
-        v = models.dit.denoise(x[0], x[1], plan.c_a, level, layout, cache)
+        v = _both(models.dit.denoise(x[0], x[1], plan.c_a, level, layout, cache))
         if blank is None or memory.blank is None:
             return v
         empty = models.orchestrator.plan(memory.blank, x[1], level, torch.zeros_like(cursor))
-        u = models.dit.denoise(x[0], x[1], empty.c_a, level, layout, blank)
+        u = _both(models.dit.denoise(x[0], x[1], empty.c_a, level, layout, blank))
         return tuple(b + state.guidance * (a - b) for a, b in zip(v, u, strict=True))
 
     draw = chunk_generator(state)
@@ -83,6 +84,11 @@ def generate_chunk(
         index=state.chunk, video=video, audio=audio, words=words, last=following.finished, stalled=stalled,
         memory=memory, seconds={"orchestrate": planned - began, "denoise": done - planned},
     ), following
+
+
+def _both(v: Velocity) -> Latents:
+    assert v.video is not None and v.audio is not None  # the layout has both
+    return v.video, v.audio
 
 
 def _shapes(models: Models) -> tuple[tuple[int, ...], tuple[int, ...]]:

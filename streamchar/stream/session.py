@@ -112,8 +112,8 @@ def decode(
         pixels = models.video_codec.decode(made.video)[0].float().clamp(-1, 1)
         frames = pixels.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
         middle = time.perf_counter()
-        samples, decoder = models.audio_codec.decode(made.audio, decoder)
+        samples, after = models.audio_codec.decode(made.audio, decoder)
         samples = samples[0].float().clamp(-1, 1).cpu()
-    return frames, samples, decoder, {
+    return frames, samples, after, {
         "decode_video": middle - began, "decode_audio": time.perf_counter() - middle,
     }
