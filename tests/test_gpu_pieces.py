@@ -107,7 +107,7 @@ def test_stage_one_leaves_the_main_blocks_behind(tmp_path: Path, pieces: ModuleT
     from streamchar.config.presets import tiny
     from streamchar.train.orchestrator import SpeechModel
 
-    pieces.PIECE = 1 << 20
+    pieces.PIECE, pieces.SMALL = 1 << 20, 64
     torch.manual_seed(5)
     model = SpeechModel(tiny())
     model.dit.blocks.requires_grad_(False)
@@ -126,7 +126,7 @@ def test_stage_one_leaves_the_main_blocks_behind(tmp_path: Path, pieces: ModuleT
             expected = average.get(name, value) if level == "warm" else value
             assert (again.state_dict()[name] - expected).abs().max() <= 2e-3, (level, name)
     small = sum(2 * p.numel() for p in model.parameters() if p.requires_grad)
-    assert sizes["warm"] < 2 * small
+    assert sizes["warm"] < 1.2 * small
 
 
 class Constant:
