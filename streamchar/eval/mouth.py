@@ -3,7 +3,7 @@ against the loudness of the generated speech.
 
 Unit: Pearson correlation at the best shift, and that shift in frames (positive: the picture is late).
 Higher and nearer 0 are better. It misses the shape of the mouth: a vowel as wide as it should be
-round counts as good. Ground truth scores about 0.6 to 0.7, not 1: loud is not the same as open.
+round counts as good. Ground truth scores 0.57 (60 clips), not 1: loud is not the same as open.
 """
 
 from __future__ import annotations
