@@ -92,7 +92,7 @@ class StreamState:
         try:
             with safe_open(path, "pt") as file:
                 plain = json.loads((file.metadata() or {})["state"])
-                # clones are aligned as torch's own tensors are: on two threads products differ in the last bit otherwise
+                # clones are aligned like any of torch: on two threads products differ in the last bit otherwise
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
             version = plain.pop("format", None)
         except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
