@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The audio and the video codec of toon, each in a share of one call. A codec's schedule belongs to one
-# call: nothing is resumed. Latents change with it: shards and stages 1 and 2 have to be made again.
+# call: nothing is resumed. Latents change with it, and shards and stages 1 and 2 have to be made again;
+# not so with FREEZE_ENCODER=1, which trains the decoders of $AUDIO_CODEC and $VIDEO_CODEC alone.
 . "$(dirname "$0")/setup.sh"
 
-train_codec() { # NAME STAGE FOLDER BATCH-OPTIONS... : NAME's minutes are in $minutes
+train_codec() { # NAME FOLDER OPTIONS...: for $minutes
     local name=$1 data=$2
     shift 2
     mkdir -p "runs/$name"
@@ -28,10 +29,17 @@ esac
 minutes=$(minutes_left)
 [ "$which" = "audio-codec" ] || [ "$which" = "video-codec" ] || minutes=$(calculate "$minutes / 2")
 say "training for $minutes minutes each: $which"
+audio=(--batch "${BATCH:-48}") video=()
+if [ -n "${FREEZE_ENCODER:-}" ]; then
+    mkdir -p runs/audio-codec
+    cp "$AUDIO_CODEC"/* runs/audio-codec/
+    audio+=(--freeze-encoder --resume)
+    video+=(--freeze-encoder --start "$VIDEO_CODEC")
+fi
 for name in $which; do
     case "$name" in
-    audio-codec) train_codec audio-codec data/speech_raw --batch "${BATCH:-48}" ;;
-    video-codec) train_codec video-codec data/clips_raw ;;
+    audio-codec) train_codec audio-codec data/speech_raw "${audio[@]}" ;;
+    video-codec) train_codec video-codec data/clips_raw "${video[@]}" ;;
     *)
         say "unknown codec $name"
         exit 2

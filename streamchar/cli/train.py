@@ -70,6 +70,9 @@ def train(
     prompt_encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="joint: the frozen text encoder; else toon's.")
     ] = None,
+    freeze_encoder: Annotated[
+        bool, typer.Option("--freeze-encoder", help="Codecs: the decoder alone; stored latents stay valid.")
+    ] = False,
     freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
 ) -> None:
     """Train one stage for some minutes; repeat with --resume to go on."""
@@ -90,6 +93,7 @@ def train(
     options = {
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
         "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
+        "freeze_encoder": freeze_encoder or None,
     }
     options = {name: value for name, value in options.items() if value is not None}
     check(options)

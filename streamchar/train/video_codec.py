@@ -229,12 +229,14 @@ def train_video_codec(
     config: VideoCodecConfig | None = None,
     start: Path | None = None,
     device: str = "cpu",
+    freeze_encoder: bool = False,
 ) -> ToonVideoCodec:
     """Train on the shards in `data` for `minutes` and write the codec (moving average) to `out`.
 
-    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`.
+    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`;
+    `freeze_encoder` trains the decoder alone, unless `settings` say otherwise.
     """
-    settings = settings or VideoCodecTraining(minutes=minutes)
+    settings = settings or VideoCodecTraining(minutes=minutes, decoder_only=freeze_encoder)
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     shards = ClipShards(data)
