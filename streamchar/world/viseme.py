@@ -2,7 +2,8 @@
 
 Every phoneme pulls each mouth parameter towards its own target with a weight that decays around its
 centre, faster after it than before (the mouth anticipates). Lip closure is not left to the blend:
-m, b and p shut the mouth for at least one frame, whatever their neighbours want.
+m, b and p shut the mouth for at least one frame, whatever their neighbours want. How far the jaw goes also
+follows loudness, as it does in people: a stressed syllable opens wider than a mumbled one.
 
 Shape letters: T frames, K phonemes near a frame.
 """
@@ -12,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from streamchar.clock import VIDEO_FPS
+from streamchar.clock import AUDIO_RATE, VIDEO_FPS
 from streamchar.errors import DataError
 from streamchar.types import Phoneme, Speech
 
@@ -47,6 +49,12 @@ MODIFIERS = STRESS | frozenset("ːʰʲ")
 REACH = 12  # phonemes considered around a frame: more than any dominance spans
 BEFORE, AFTER = 0.085, 0.065  # seconds of decay before and after a phoneme's centre
 LEAD = 0.02  # seconds by which lips run ahead of the sound, on top of the asymmetry
+
+LOUDNESS_STEP = 512  # samples
+LOUDNESS_BLUR = 0.035  # seconds, deviation of the Gaussian that smooths power
+LOUDNESS_SLOPE = 16.0  # decibels above the speech's mean that double the opening, before the limits
+LOUDNESS_LIMITS = (0.35, 1.3)
+LOUDNESS_FLOOR = 35.0  # decibels below the loudest moment: silence, not counted in the mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +153,22 @@ def _closure(speech: Speech, times_T: Tensor, symbols: frozenset[str]) -> Tensor
     return out
 
 
+def _effort(speech: Speech, times_T: Tensor) -> Tensor:
+    """Factor of the opening from how loud the speech is around each time, 1 at its mean loudness -> (T,)."""
+    power = speech.samples[: speech.samples.shape[0] // LOUDNESS_STEP * LOUDNESS_STEP].double()
+    power = power.reshape(-1, LOUDNESS_STEP).square().mean(1)
+    if power.numel() == 0 or not bool(power.any()):
+        return torch.ones_like(times_T)
+    rate = AUDIO_RATE / LOUDNESS_STEP
+    reach = round(3 * LOUDNESS_BLUR * rate)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / (LOUDNESS_BLUR * rate)).double().square())
+    smooth = F.conv1d(power[None, None], (kernel / kernel.sum())[None, None], padding=reach)[0, 0]
+    decibels = 10 * torch.log10(smooth + 1e-9)
+    mean = decibels[decibels > decibels.max() - LOUDNESS_FLOOR].mean()
+    here = decibels[(times_T * rate).round().long().clamp(0, len(decibels) - 1)]
+    return (1 + (here - mean) / LOUDNESS_SLOPE).clamp(*LOUDNESS_LIMITS)
+
+
 def mouth_track(speech: Speech, n_frames: int, fps: float = VIDEO_FPS, *, offset: float = 0.0, strength: float = 1.0) -> MouthTrack:
     """Mouth parameters of `n_frames` frames; frame i shows time i / fps - offset of the speech.
 
@@ -158,7 +182,7 @@ def mouth_track(speech: Speech, n_frames: int, fps: float = VIDEO_FPS, *, offset
     blend = _blend(speech, times + LEAD)
     press = _closure(speech, times, BILABIALS)
     tuck = _closure(speech, times, LABIODENTALS)
-    opening = (blend[:, 0] * strength).clamp(0, 1)
+    opening = (blend[:, 0] * _effort(speech, times) * strength).clamp(0, 1)
     opening = torch.minimum(opening, 1 - 0.88 * tuck) * (1 - press)
     return MouthTrack(
         opening=opening.float(), width=(blend[:, 1] * (1 - 0.5 * press)).clamp(-1, 1).float(),
