@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streamchar.codecs.component import load_component, save_component
+from streamchar.codecs.component import save_component
 from streamchar.codecs.text import T5PromptEncoder
-from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
+from streamchar.config.model import ModelConfig
 from streamchar.data.dataset import WindowDataset, Windows
 from streamchar.dit.cache import Conditions
-from streamchar.dit.model import JointDiT
 from streamchar.errors import ConfigError
 from streamchar.flow.path import interpolate, velocity
-from streamchar.orchestrator.lm import Orchestrator, Plan
+from streamchar.orchestrator.lm import Plan
 from streamchar.orchestrator.packing import SpeechBatch
 from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.orchestrator import (
@@ -31,6 +30,7 @@ from streamchar.train.orchestrator import (
     compile_speech,
     corrupt,
     pointer_terms,
+    start_from,
     wrong_text,
 )
 
@@ -134,17 +134,10 @@ class JointObjective:
         held_out = data / "held_out"
         self.held_out = WindowDataset(held_out, **limits) if held_out.is_dir() else self.data
         if start is not None:
-            self._start_from(start)
+            start_from(self.model, start)
         self._measure_deviation()
         self.focus = mouth_focus(config.latent_size, terms.focus).to(self.device)
         self.samples_per_step = batch * self.chunks
-
-    def _start_from(self, folder: Path) -> None:
-        """Stage 1's speech model, with main blocks that are still as initialised, or a joint run's export."""
-        speech = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
-        self.model.orchestrator.load_state_dict(speech.state_dict())
-        trained = load_component(JointDiT, DiTConfig, folder / "dit")
-        self.model.dit.load_state_dict(trained.state_dict())
 
     @torch.no_grad()
     def _measure_deviation(self) -> None:

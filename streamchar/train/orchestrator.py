@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streamchar.codecs.component import save_component
-from streamchar.config.model import ModelConfig
+from streamchar.codecs.component import load_component, save_component
+from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
 from streamchar.data.dataset import WindowDataset, Windows
 from streamchar.dit.model import JointDiT
 from streamchar.flow.path import interpolate, sample_sigma, velocity
@@ -90,6 +90,13 @@ def pointer_terms(plan: Plan, windows: Windows, batch: SpeechBatch) -> tuple[Ten
     return cross, distance, {"pointer": float(cross.detach()), "within_1": float(near), "end_error": float(miss)}
 
 
+def start_from(model: SpeechModel, folder: Path) -> None:
+    """Load the weights of a model folder or of a run's export. Stage 1's has main blocks as initialised."""
+    speech = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
+    model.orchestrator.load_state_dict(speech.state_dict())
+    model.dit.load_state_dict(load_component(JointDiT, DiTConfig, folder / "dit").state_dict())
+
+
 @torch.no_grad()
 def measure_deviation(dit: JointDiT, dataset: WindowDataset) -> None:
     """Tell the audio head's skip how large each latent channel is."""
@@ -110,12 +117,15 @@ class SpeechObjective:
     chunks = (4, 4, 4, 10)
 
     def __init__(
-        self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0, device: str = "cpu"
+        self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0, device: str = "cpu",
+        start: Path | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
         self.config, self.terms, self.seed, self.batch = config, terms, seed, batch
         self.model = SpeechModel(config)
+        if start is not None:
+            start_from(self.model, start)
         self.model.dit.blocks.requires_grad_(False)
         compile_speech(self.model)
         limits = {"look_ahead": config.orchestrator.look_ahead, "max_reference": config.orchestrator.max_reference}
@@ -191,10 +201,13 @@ def wrong_voice(batch: SpeechBatch) -> SpeechBatch:
 
 def train_orchestrator(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 16,
-    rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, device: str = "cpu",
+    rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, device: str = "cpu", start: Path | None = None,
 ) -> None:
-    """Train stage 1 for `minutes`; writes `out/orchestrator`, `out/dit` and a checkpoint."""
-    objective = SpeechObjective(config, data, batch=batch, terms=SpeechTerms(), seed=seed, device=device)
+    """Train stage 1 for `minutes`; writes `out/orchestrator`, `out/dit` and a checkpoint. `start`: a model or an
+    export to begin from."""
+    objective = SpeechObjective(
+        config, data, batch=batch, terms=SpeechTerms(), seed=seed, device=device, start=None if resume else start
+    )
 
     def export(folder: Path) -> None:
         save_component(objective.model.orchestrator, config.orchestrator, folder / "orchestrator")

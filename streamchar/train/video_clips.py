@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ from streamchar.world.voice import speak
 
 log = logging.getLogger(__name__)
 
-BOX_WEIGHT = 3.0  # added to a pixel's weight inside a box: mouth and eyes count four times
+EYE_WEIGHT = 3.0  # added to a pixel's weight inside a box: eyes count four times,
+MOUTH_WEIGHT = 5.0  # the mouth six times
+GRID = 32  # pixels of a latent cell: crops of the mouth keep the phase that it has in a whole picture
 
 
 SHARD = 8  # clips
@@ -80,12 +83,25 @@ def write_shard(folder: Path, index: int, frames_NTCHW: np.ndarray, boxes_NTB4: 
 
 
 def weight_map(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W) weights: 1, and 4 inside any box."""
+    """(T, H, W) weights: 1, and more inside the boxes (mouth first, then the eyes)."""
     weight_THW = torch.ones(len(boxes_TB4), size, size)
     for t, boxes in enumerate(boxes_TB4):
-        for left, top, right, bottom in np.clip(np.rint(boxes * size), 0, size).astype(int):
-            weight_THW[t, top:bottom, left:right] = 1 + BOX_WEIGHT
+        for i, (left, top, right, bottom) in enumerate(np.clip(np.rint(boxes * size), 0, size).astype(int)):
+            weight_THW[t, top:bottom, left:right] = 1 + (EYE_WEIGHT if i else MOUTH_WEIGHT)
     return weight_THW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """What one training step sees."""
+
+    size: int
+    """Pixels, in both directions."""
+    batch: int
+    groups: int
+    """Of four frames after the first."""
+    mouth: bool = False
+    """Holds the mouth, on the latent grid; else it lies anywhere."""
 
 
 class ClipShards:
@@ -110,34 +126,39 @@ class ClipShards:
         shard, row = self.clips[index]
         return torch.from_numpy(np.array(self.frames[shard][row])), self.boxes[shard][row]
 
-    def batches(
-        self, batch: int, groups: int, crop: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless (B, 3, 1 + 4 groups, crop, crop) in [-1, 1] with weights (B, 1 + 4 groups, crop, crop).
+    def batches(self, crop: Crop, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless (B, 3, 1 + 4 groups, size, size) in [-1, 1] with weights (B, 1 + 4 groups, size, size).
 
-        Half of the crops hold the mouth, half lie anywhere; half are mirrored.
-        """
+        Half are mirrored."""
         while True:
-            samples = [self._crop(groups, crop, generator) for _ in range(batch)]
+            samples = [self._crop(crop, generator) for _ in range(crop.batch)]
             yield torch.stack([frames for frames, _ in samples]), torch.stack([weight for _, weight in samples])
 
-    def _crop(self, groups: int, crop: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _crop(self, crop: Crop, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         def draw(end: int) -> int:
             return int(torch.randint(end, (), generator=generator))
 
         shard, row = self.clips[draw(len(self.clips))]
-        length = 1 + clock.VIDEO_STRIDE * groups
+        length, size = 1 + clock.VIDEO_STRIDE * crop.groups, min(crop.size, self.size)
         start = draw(clock.FRAMES_PER_CHUNK - length + 1)
         boxes = self.boxes[shard][row][start : start + length]
-        room = self.size - crop
+        room = self.size - size
         top, left = draw(room + 1), draw(room + 1)
-        if draw(2):
-            x0, y0, x1, y1 = boxes[0, 0] * self.size
-            left = int(np.clip((x0 + x1) / 2 - crop * (0.25 + 0.5 * draw(100) / 100), 0, room))
-            top = int(np.clip((y0 + y1) / 2 - crop * (0.25 + 0.5 * draw(100) / 100), 0, room))
-        window = (slice(start, start + length), slice(None), slice(top, top + crop), slice(left, left + crop))
+        if crop.mouth:
+            x0, y0, x1, y1 = (boxes[0, 0] * self.size).tolist()
+            left, top = (_around(a, b, size, room, draw) for a, b in ((x0, x1), (y0, y1)))
+        window = (slice(start, start + length), slice(None), slice(top, top + size), slice(left, left + size))
         frames = torch.from_numpy(np.array(self.frames[shard][row][window])).float().div_(127.5).sub_(1)
-        weight = weight_map(boxes, self.size)[:, top : top + crop, left : left + crop]
+        weight = weight_map(boxes, self.size)[:, top : top + size, left : left + size]
         if draw(2):
             frames, weight = frames.flip(-1), weight.flip(-1)
         return frames.transpose(0, 1), weight
+
+
+def _around(low: float, high: float, size: int, room: int, draw: Callable[[int], int]) -> int:
+    """A start on the latent grid from which `size` pixels hold low..high, or the nearest one to that."""
+    starts = [start for start in range(0, room + 1, GRID) if start <= low and high <= start + size]
+    if starts:
+        return starts[draw(len(starts))]
+    middle = (low + high - size) / 2
+    return min(range(0, room + 1, GRID), key=lambda start: abs(start - middle))

@@ -29,7 +29,7 @@ from streamchar.config.presets import toon
 from streamchar.errors import DataError, StateError
 from streamchar.train.muon import Muon
 from streamchar.train.principal import principal_start
-from streamchar.train.video_clips import ClipShards
+from streamchar.train.video_clips import ClipShards, Crop
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,14 @@ class VideoCodecTraining:
     """How to train; `minutes` of wall time drive the schedule, as the machine is shared."""
 
     minutes: float
-    crops: tuple[tuple[int, int, int], ...] = ((128, 12, 0), (128, 6, 1), (192, 5, 0), (256, 1, 2))
-    """Crop size, batch size and groups of four frames after the first, in turn: single pictures and small crops for
-    variety, clips for motion, whole pictures for the border's sake."""
+    crops: tuple[Crop, ...] = (
+        Crop(size=96, batch=10, groups=2, mouth=True),
+        Crop(size=128, batch=6, groups=1),
+        Crop(size=96, batch=8, groups=3, mouth=True),
+        Crop(size=256, batch=1, groups=3),
+    )
+    """In turn: mouths, which are 3 % of a picture and the hardest part of it, small crops for variety, whole pictures
+    for the border's sake."""
     rate: float = 2e-3
     warmup_steps: int = 60
     noise: float = 0.12
@@ -246,13 +251,13 @@ def train_video_codec(
         codec = ToonVideoCodec.load(start)
     else:
         codec = ToonVideoCodec(config or toon().video)
-        sample, _ = next(shards.batches(64, 1, shards.size, generator))
+        sample, _ = next(shards.batches(Crop(size=shards.size, batch=64, groups=1), generator))
         principal_start(codec, sample)
     trainer = Trainer(codec.to(device), settings)
     if resume:
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
-    batches = [shards.batches(batch, groups, crop, generator) for crop, batch, groups in settings.crops]
+    batches = [shards.batches(crop, generator) for crop in settings.crops]
     begun = saved = time.monotonic()
     before, recent = trainer.elapsed, 0.0
     while trainer.elapsed < 60 * settings.minutes and (settings.steps is None or trainer.step < settings.steps):
@@ -272,7 +277,7 @@ def _write(trainer: Trainer, shards: ClipShards, out: Path) -> None:
     trainer.save(out / "training")
     plain = copy.deepcopy(trainer.average)
     fixed = torch.Generator().manual_seed(1)
-    trainer.calibrate(shards.batches(4, 4, shards.size, fixed), trainer.settings.calibration)
+    trainer.calibrate(shards.batches(Crop(size=shards.size, batch=4, groups=4), fixed), trainer.settings.calibration)
     trainer.average.save(out, torch.float16)
     trainer.average = plain  # the calibrated copy is for others; training goes on with its own scale
     log.info("wrote %s at step %d", out, trainer.step)
