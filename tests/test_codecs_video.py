@@ -15,7 +15,7 @@ from streamchar.config.model import VideoCodecConfig
 from streamchar.config.presets import tiny, toon
 from streamchar.errors import CheckpointError, ConfigError, DataError, InputError, StateError
 from streamchar.train.principal import principal_start
-from streamchar.train.video_clips import ClipShards, weight_map, write_shard
+from streamchar.train.video_clips import ClipShards, Crop, weight_map, write_shard
 from streamchar.train.video_codec import (
     VideoCodecTraining,
     reconstruction_gradient,
@@ -192,10 +192,10 @@ def test_loss_gradient_by_clip_is_that_of_the_batch() -> None:
     torch.testing.assert_close(grad, out.grad, atol=1e-7, rtol=1e-3)
 
 
-def test_weights_count_boxes_four_times() -> None:
-    weight = weight_map(np.array([[[0.0, 0.5, 0.5, 1.0]]]), 8)
+def test_weights_count_mouth_and_eyes() -> None:
+    weight = weight_map(np.array([[[0.0, 0.5, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]]]), 8)
     assert weight.shape == (1, 8, 8)
-    assert (weight[0, 4:, :4] == 4).all() and weight.sum() == 64 + 3 * 16
+    assert (weight[0, 4:, :4] == 6).all() and (weight[0, :4, 4:] == 4).all() and weight.sum() == 64 + (5 + 3) * 16
 
 
 def test_training_learns_stores_and_resumes(tmp_path: Path) -> None:
@@ -203,7 +203,8 @@ def test_training_learns_stores_and_resumes(tmp_path: Path) -> None:
     stand_in(data)
     widths, blocks = (16, 16, 16), (1, 1, 1)
     config = VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=16, widths=widths, blocks=blocks)
-    short = {"minutes": 5.0, "crops": ((64, 2, 1), (32, 4, 0)), "warmup_steps": 5, "calibration": 2}
+    crops = (Crop(size=64, batch=2, groups=1), Crop(size=32, batch=4, groups=0, mouth=True))
+    short = {"minutes": 5.0, "crops": crops, "warmup_steps": 5, "calibration": 2, "energy_pictures": 1}
     frames = ClipShards(data).clip(0)[0][:5].float().div(127.5).sub(1).transpose(0, 1)[None]
     errors = []
     for steps in (1, 40):
@@ -222,7 +223,7 @@ def test_training_the_decoder_alone_keeps_stored_latents_valid(tmp_path: Path) -
     start = ToonVideoCodec(tiny().video)
     principal_start(start, clip(5, batch=4))
     start.save(tmp_path / "start")
-    settings = VideoCodecTraining(minutes=1, steps=3, crops=((64, 1, 1),), decoder_only=True)
+    settings = VideoCodecTraining(minutes=1, steps=3, crops=(Crop(size=64, batch=1, groups=1),), decoder_only=True)
     train_video_codec(tmp_path / "data", tmp_path / "out", 1, settings=settings, start=tmp_path / "start")
     z, tuned = start.encode(clip(5)), ToonVideoCodec.load(tmp_path / "out")
     torch.testing.assert_close(tuned.encode(clip(5)), z, atol=2e-2, rtol=2e-2)  # stored in 16 bits

@@ -71,6 +71,9 @@ class DiTConfig:
     """Width of the audio encoder and decoder; `width` when None."""
     eps: float = 1e-6
     rope_theta: float = 10_000.0
+    time_scale: float = 1.0
+    """Factor on temporal positions. Wan's rotation is too slow to tell neighbouring audio tokens, a quarter of a
+    latent apart, from each other; 4 turns them as far as neighbours in a sequence of audio alone."""
 
     def __post_init__(self) -> None:
         _multiple("DiT width", self.width, self.heads, "attention heads")

@@ -171,7 +171,8 @@ class JointDiT(nn.Module):
         return embedder(conditions.text.to(dtype)).to(dtype)
 
     def _rotation(self, layout: Layout, device: torch.device) -> Rotation:
-        return rotation(layout.positions(device), axis_widths(self.config.head_width), self.config.rope_theta)
+        positions = layout.positions(device) * torch.tensor([self.config.time_scale, 1.0, 1.0], device=device)
+        return rotation(positions, axis_widths(self.config.head_width), self.config.rope_theta)
 
     def _patches(self, latents: Tensor) -> Tensor:
         dtype = self.patch_embedding.weight.dtype

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import VideoCodecConfig
 from streamchar.config.presets import toon
 from streamchar.errors import DataError, StateError
+from streamchar.train.energy import energy_axes, fold, latents_of, pixel_metric
 from streamchar.train.muon import Muon
 from streamchar.train.principal import principal_start
 from streamchar.train.video_clips import ClipShards, Crop
@@ -60,6 +60,8 @@ class VideoCodecTraining:
     """Stop after so many steps even if time is left."""
     calibration: int = 8
     """Batches of four clips from which mean and scale are taken."""
+    energy_pictures: int = 6
+    """Batches of two pairs of crops from which the latents' coordinates are taken at the end."""
     save_minutes: float = 8.0
     seed: int = 0
 
@@ -168,25 +170,27 @@ class Trainer:
         return loss
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterator[tuple[Tensor, Tensor]], count: int) -> None:
-        """Fix the average's mean per channel and its ONE scale from `count` batches of the data.
+    def calibrate(self, shards: ClipShards, *, sort: bool) -> None:
+        """Fix the average's mean per channel and its ONE scale from the data; nothing with a frozen encoder.
 
         The decoder was trained on latents of root mean square 1; the factor that brings them there is folded into
-        the encoder's last layer first, so that raw latents at inference are those of training.
+        the encoder's last layer first, so that raw latents at inference are those of training. `sort`: then bring
+        them into the picture's own metric (`train/energy.py`).
         """
         codec = self.average
         if self.settings.decoder_only:
             return
-        codec.mean_C.zero_()
-        codec.scale.fill_(1.0)
-        frames = (next(batches)[0].to(self.device) for _ in range(count))
-        raw = torch.cat([codec.analyse(x).transpose(0, 1).flatten(1) for x in frames], dim=1)
-        size = raw.square().mean().sqrt()
+        draw = torch.Generator().manual_seed(1)
+        batches = shards.batches(Crop(size=shards.size, batch=4, groups=4), draw)
+        frames = [next(batches)[0].to(self.device) for _ in range(self.settings.calibration)]
+        size = latents_of(codec, frames).square().mean().sqrt()
         codec.encoder.head.weight.div_(size)
         codec.encoder.head.bias.div_(size)  # type: ignore[union-attr]
-        raw = raw / size
-        codec.mean_C.copy_(raw.mean(dim=1))
-        codec.scale.copy_((raw - raw.mean(dim=1, keepdim=True)).square().mean().sqrt())
+        if sort:
+            sort_by_energy(codec, shards, self.settings.energy_pictures)
+        raw_CN = latents_of(codec, frames)
+        codec.mean_C.copy_(raw_CN.mean(dim=1))
+        codec.scale.copy_((raw_CN - raw_CN.mean(dim=1, keepdim=True)).square().mean().sqrt())
 
     def save(self, folder: Path) -> None:
         """Training state, next to the weights that `average.save` writes."""
@@ -269,15 +273,25 @@ def train_video_codec(
         if time.monotonic() - saved > 60 * settings.save_minutes:
             _write(trainer, shards, out)
             saved = time.monotonic()
-    _write(trainer, shards, out)
+    _write(trainer, shards, out, final=True)
     return trainer.average
 
 
-def _write(trainer: Trainer, shards: ClipShards, out: Path) -> None:
+def sort_by_energy(codec: ToonVideoCodec, shards: ClipShards, pictures: int) -> None:
+    """Latents in the picture's own metric, strongest channel first (`train/energy.py`)."""
+    draw = torch.Generator().manual_seed(2)
+    device = codec.mean_C.device
+    near = shards.batches(Crop(size=96, batch=2, groups=2, mouth=True), draw)
+    far = shards.batches(Crop(size=96, batch=2, groups=2), draw)
+    frames = [next(part)[0].to(device) for _ in range(pictures) for part in (near, far)]
+    forward, inverse = energy_axes(pixel_metric(codec, frames, draw), latents_of(codec, frames))
+    fold(codec, forward, inverse)
+
+
+def _write(trainer: Trainer, shards: ClipShards, out: Path, *, final: bool = False) -> None:
     trainer.save(out / "training")
     plain = copy.deepcopy(trainer.average)
-    fixed = torch.Generator().manual_seed(1)
-    trainer.calibrate(shards.batches(Crop(size=shards.size, batch=4, groups=4), fixed), trainer.settings.calibration)
+    trainer.calibrate(shards, sort=final)
     trainer.average.save(out, torch.float16)
     trainer.average = plain  # the calibrated copy is for others; training goes on with its own scale
     log.info("wrote %s at step %d", out, trainer.step)
