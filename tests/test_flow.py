@@ -195,3 +195,17 @@ def test_no_steps_are_refused(steps):
 def test_a_shift_must_be_positive(shift):
     with pytest.raises(ConfigError, match="shift must be above 0"):
         Schedule(steps=4, shift=shift)
+
+
+def test_fresh_noise_has_the_samplers_temperature() -> None:
+    """A student that always predicts 0 leaves x = sigma * fresh noise."""
+    schedule, seen = Schedule(steps=2, shift=1.0), []
+
+    def nothing(x, sigma, last):  # v = x / sigma makes the predicted data 0
+        seen.append(x[0])
+        return tuple(part / sigma for part in x)
+
+    noise = (torch.zeros(1, 4, 50, 50),)
+    for temperature in (1.0, 0.5):
+        RenoiseSampler(schedule=schedule, temperature=temperature)(nothing, noise, torch.Generator().manual_seed(0))
+        assert float(seen[-1].std()) == pytest.approx(temperature * float(schedule.sigmas()[1]), rel=0.05)

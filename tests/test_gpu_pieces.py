@@ -46,7 +46,7 @@ def trained(folder: Path) -> tuple[nn.Module, dict[str, Tensor]]:
         model.dit(torch.randn(8, 64)).square().mean().backward()
         optimizer.step()
     average = {n: p.detach() + 0.001 for n, p in model.named_parameters() if p.requires_grad}
-    save_checkpoint(folder / "checkpoint", model, optimizer, average, {"objective": "test", "step": 3})
+    save_checkpoint(folder / "checkpoint", model, [optimizer], average, {"objective": "test", "step": 3})
     (folder / "dit").mkdir()
     (folder / "dit" / "config.json").write_text('{"class": "Sequential"}')
     return model, average
@@ -64,7 +64,7 @@ def test_what_comes_back(level: str, tmp_path: Path, pieces: ModuleType) -> None
     pieces.main(["join", str(tmp_path / "out"), str(tmp_path / "back")])
     again = net()
     optimizer = torch.optim.AdamW([p for p in again.parameters() if p.requires_grad], 1e-3)
-    restored, facts = load_checkpoint(tmp_path / "back" / "checkpoint", again, optimizer, {"objective": "test"})
+    restored, facts = load_checkpoint(tmp_path / "back" / "checkpoint", again, [optimizer], {"objective": "test"})
     assert facts["step"] == 3
     tolerance = {"exact": 0.0, "half": 1e-3, "lean": 2e-3, "warm": 2e-3, "bytes": 5e-3}[level]
     for (name, one), two in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
@@ -113,7 +113,8 @@ def test_stage_one_leaves_the_main_blocks_behind(tmp_path: Path, pieces: ModuleT
     model.dit.blocks.requires_grad_(False)
     average = {n: p.detach() + 1 for n, p in model.named_parameters() if p.requires_grad}
     facts = {"objective": "orchestrator", "preset": "tiny", "seed": 5, "step": 1}
-    save_checkpoint(tmp_path / "run" / "checkpoint", model, torch.optim.AdamW(model.parameters()), average, facts)
+    optimizers = [torch.optim.AdamW(model.parameters())]
+    save_checkpoint(tmp_path / "run" / "checkpoint", model, optimizers, average, facts)
     sizes = {}
     for level in ("half", "warm"):
         pieces.main(["split", str(tmp_path / "run"), str(tmp_path / level), "--level", level])

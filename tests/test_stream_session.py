@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,12 @@ def test_a_stalled_pointer_ends_the_stream_with_a_warning(models, pace, caplog):
 def test_a_state_of_another_model_is_refused(models):
     with pytest.raises(StateError, match="belongs to the model 'paper', this is 'tiny'"):
         Session(models, start(models, model="paper"))
+
+
+def test_a_state_of_another_size_is_refused(models):
+    state = start(models, SHORT)
+    with pytest.raises(StateError, match="another version of the model"):
+        Session(models, replace(state, still=state.still[:, :-1]))
 
 
 # -- the pipeline ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from streamchar.errors import ConfigError, StateError
 from streamchar.train import loop
 from streamchar.train.checkpoint import load_checkpoint, save_checkpoint
 from streamchar.train.loop import Averages, Schedule, generator, run
+from streamchar.train.muon import Muon
 
 NO_LIMIT = 60.0
 
@@ -41,8 +42,8 @@ def checkpoint(folder, width=3):
     model.linear(torch.randn(4, width)).sum().backward()
     optimizer.step()
     if folder is not None:
-        save_checkpoint(folder, model, optimizer, Averages(model, 0.9).values, {"step": 7, "seed": 1})
-    return model, optimizer
+        save_checkpoint(folder, model, [optimizer], Averages(model, 0.9).values, {"step": 7, "seed": 1})
+    return model, [optimizer]
 
 
 def test_a_spoiled_checkpoint_is_refused(tmp_path):
@@ -164,8 +165,37 @@ def test_rates():
     assert loop._rate(schedule, 500, 0.875) == pytest.approx(1.0)
     assert loop._rate(schedule, 500, 0.9999) == pytest.approx(0.1)
     assert loop._rate(replace(schedule, cooldown=0.0), 500, 0.9999) == 2.0
-    groups = loop._groups(Regression(), schedule)
-    assert sorted((g["factor"], g["weight_decay"], len(g["params"])) for g in groups) == [(0.5, 0.0, 1), (1.0, 0.01, 1)]
+    (adam,) = loop._optimizers(Regression(), schedule)
+    groups = [(g["factor"], g["weight_decay"], len(g["params"])) for g in adam.param_groups]
+    assert sorted(groups) == [(0.5, 0.0, 1), (1.0, 0.01, 1)]
+
+
+def test_muon_trains_the_matrices_of_numbered_blocks():
+    objective = Regression()
+    objective.model.layers = nn.ModuleList([nn.Linear(3, 3)])
+    muon, adam = loop._optimizers(objective, Schedule(minutes=1, rate=1e-3))
+    assert isinstance(muon, Muon)
+    ((only,),) = (group["params"] for group in muon.param_groups)
+    assert only is objective.model.layers[0].weight
+    assert sum(len(g["params"]) for g in adam.param_groups) == 3
+    (alone,) = loop._optimizers(objective, Schedule(minutes=1, rate=1e-3, muon=False))
+    assert isinstance(alone, torch.optim.AdamW)
+
+
+def test_a_runs_checkpoint_is_not_overwritten(tmp_path):
+    schedule = Schedule(minutes=NO_LIMIT, rate=1e-3, max_steps=1)
+    run(Regression(), schedule, tmp_path, resume=False, export=lambda folder: None)
+    with pytest.raises(ConfigError, match="go on with --resume"):
+        run(Regression(), schedule, tmp_path, resume=False, export=lambda folder: None)
+
+
+def test_divergence_stops_the_run_and_keeps_the_weights(tmp_path):
+    objective = Regression()
+    objective.loss = lambda step: (objective.model.linear.weight.sum() * float("inf"), {})
+    before = objective.model.linear.weight.detach().clone()
+    with pytest.raises(StateError, match="training diverged"):
+        run(objective, Schedule(minutes=NO_LIMIT, rate=1e-3), tmp_path, resume=False, export=lambda folder: None)
+    assert torch.equal(objective.model.linear.weight, before)
 
 
 @pytest.mark.parametrize("changes", [{"minutes": 0}, {"rate": -1.0}, {"warmup": 0}, {"log_every": 0}])

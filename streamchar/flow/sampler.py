@@ -48,6 +48,8 @@ class RenoiseSampler:
     """Predict the data, add fresh noise, repeat: the distilled few-step student's sampler."""
 
     schedule: Schedule
+    temperature: float = 1.0
+    """Deviation of the fresh noise; that of the first noise is the caller's."""
 
     def __call__(self, field: VelocityField, noise: Latents, generator: torch.Generator) -> Latents:
         sigmas = self.schedule.sigmas()
@@ -62,7 +64,8 @@ class RenoiseSampler:
             if step == self.schedule.steps - 1:
                 return clean
             fresh = tuple(
-                torch.randn(c.shape, generator=generator, dtype=torch.float32).to(c.device, c.dtype) for c in clean
+                self.temperature * torch.randn(c.shape, generator=generator, dtype=torch.float32).to(c.device, c.dtype)
+                for c in clean
             )
             x = tuple(
                 interpolate(c, e, after.to(c.device).expand(c.shape[0])) for c, e in zip(clean, fresh, strict=True)

@@ -43,6 +43,12 @@ class Session:
     def __init__(self, models: Models, state: StreamState, sampler: Sampler | None = None) -> None:
         if state.model != models.name:
             raise StateError(f"the state belongs to the model {state.model!r}, this is {models.name!r}; load that one")
+        wanted = (1, models.config.dit.video_channels, 1, *models.config.latent_size)
+        if tuple(state.still.shape) != wanted:
+            raise StateError(
+                f"the state's picture has latents {tuple(state.still.shape)}, this {models.name!r} has {wanted}: it was "
+                "saved with another version of the model; start the stream anew"
+            )
         self.models, self.state = models, state
         self.sampler = sampler or default_sampler(state.steps)
         self.transcript = models.tokenizer(state.text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,38 @@ from torch import Tensor, nn
 from streamchar.errors import StateError
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     names = {id(p): n for n, p in model.named_parameters()}
     return {
         f"{names[id(p)]}|{key}": value.detach().clone()
+        for optimizer in optimizers
         for p, state in optimizer.state.items()
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
 
 
-def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]
+) -> None:
     parameters = dict(model.named_parameters())
+    owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("|")
         if parameter not in parameters:
             raise StateError(f"the optimiser's state names {parameter}, which this model does not have")
-        where = "cpu" if key == "step" else parameters[parameter].device
-        optimizer.state.setdefault(parameters[parameter], {})[key] = value.to(where)
+        p = parameters[parameter]
+        if id(p) not in owner:
+            raise StateError(f"the optimiser's state names {parameter}, which this run does not train")
+        owner[id(p)].state.setdefault(p, {})[key] = value.to("cpu" if key == "step" else p.device)
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], facts: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: dict[str, Tensor],
+    facts: dict[str, Any],
 ) -> None:
     """Write a whole checkpoint beside the old one, then swap: a stop in between loses nothing."""
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
@@ -48,7 +59,7 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
     save_file({n: p.detach().contiguous().clone() for n, p in model.state_dict().items()}, part / "model.safetensors")
-    save_file(_optimizer_tensors(model, optimizer), part / "optimizer.safetensors")
+    save_file(_optimizer_tensors(model, optimizers), part / "optimizer.safetensors")
     save_file({n: v.cpu().contiguous() for n, v in average.items()}, part / "average.safetensors")
     (part / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     if folder.exists():
@@ -58,7 +69,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str, Any]
+    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], expected: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Restore model and optimiser in place; returns the weight average and the facts.
 
@@ -79,5 +90,5 @@ def load_checkpoint(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise StateError(f"the checkpoint in {folder} is of another model: {error}") from None
-    _restore_optimizer(model, optimizer, moments)
+    _restore_optimizer(model, optimizers, moments)
     return average, facts

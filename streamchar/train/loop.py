@@ -6,6 +6,7 @@ An objective says what a step's loss is; the loop does not know what it trains.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from streamchar.errors import ConfigError
+from streamchar.errors import ConfigError, StateError
 from streamchar.train.checkpoint import load_checkpoint, save_checkpoint
+from streamchar.train.muon import Muon
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class Schedule:
     save_minutes: float = 4.0
     log_every: int = 20
     max_steps: int | None = None
+    muon: bool = True
+    """Muon for the hidden matrices (decisions.md has the comparison); else AdamW for everything."""
 
     def __post_init__(self) -> None:
         for name in ("minutes", "rate", "warmup", "log_every"):
@@ -99,14 +103,32 @@ def _rate(schedule: Schedule, step: int, share: float) -> float:
     return rate
 
 
-def _groups(objective: Objective, schedule: Schedule) -> list[dict]:
-    """Parameters by rate factor; vectors (norms, biases) do not decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+def hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix between hidden states: one of a numbered block's projections."""
+    return parameter.ndim == 2 and any(part.isdigit() for part in name.split("."))
+
+
+def _optimizers(objective: Objective, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for the rest, grouped by rate factor; vectors (norms, biases) do not decay."""
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, p in objective.model.named_parameters():
         if p.requires_grad:
-            key = (objective.rate_factor(name), schedule.weight_decay if p.ndim > 1 else 0.0)
+            muon = schedule.muon and hidden(name, p)
+            key = (muon, objective.rate_factor(name), schedule.weight_decay if p.ndim > 1 else 0.0)
             groups.setdefault(key, []).append(p)
-    return [{"params": ps, "factor": factor, "weight_decay": decay} for (factor, decay), ps in groups.items()]
+
+    def part(muon: bool) -> list[dict]:
+        return [
+            {"params": ps, "factor": factor, "weight_decay": decay}
+            for (kind, factor, decay), ps in groups.items() if kind == muon
+        ]
+
+    optimizers: list[torch.optim.Optimizer] = []
+    if part(True):
+        optimizers.append(Muon(part(True), schedule.rate))
+    if part(False):
+        optimizers.append(torch.optim.AdamW(part(False), schedule.rate, betas=schedule.betas))
+    return optimizers
 
 
 def run(
@@ -121,21 +143,23 @@ def run(
     """Train for `schedule.minutes`; `export(out)` writes the averaged weights as components. Returns
     the step reached."""
     model, folder = objective.model, out / "checkpoint"
+    if folder.exists() and not resume:
+        raise ConfigError(f"{folder} holds a run's checkpoint: go on with --resume, or choose another --out")
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(_groups(objective, schedule), schedule.rate, betas=schedule.betas)
+    optimizers = _optimizers(objective, schedule)
     averages, step, facts = Averages(model, schedule.average), 0, {"objective": objective.name, **(facts or {})}
     if resume:
-        stored_average, stored = load_checkpoint(folder, model, optimizer, facts)
+        stored_average, stored = load_checkpoint(folder, model, optimizers, facts)
         averages.values = {n: v.to(averages.values[n].device) for n, v in stored_average.items()}
         step = int(stored["step"])
     # a checkpoint may come without the optimiser's moments (scripts/gpu): it then warms up again
-    warm_from = 0 if optimizer.state else step
+    warm_from = 0 if optimizers[0].state else step
     writer = _writer(out)
     start = saved = time.monotonic()
     smooth: dict[str, float] = {}
 
     def save() -> None:
-        save_checkpoint(folder, model, optimizer, averages.values, {**facts, "step": step})
+        save_checkpoint(folder, model, optimizers, averages.values, {**facts, "step": step})
         averages.swap(model)
         figures = objective.validate(step)
         export(out)
@@ -150,13 +174,19 @@ def run(
         share = elapsed / (60 * schedule.minutes)
         if share >= 1 or (schedule.max_steps is not None and step >= schedule.max_steps):
             break
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = _rate(schedule, step - warm_from, share) * group["factor"]
         loss, scalars = objective.loss(step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         scalars["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, schedule.clip))
-        optimizer.step()
+        if not math.isfinite(scalars["gradient_norm"]):
+            raise StateError(
+                f"training diverged: the gradient at step {step} is not finite. The checkpoint of an earlier step is in "
+                f"{folder}; resume from it with a lower --rate (this one: {schedule.rate:g})"
+            )
+        for optimizer in optimizers:
+            optimizer.step()
         averages.update(model, step)
         step += 1
         for key, value in scalars.items():

@@ -31,10 +31,12 @@ def orthogonalised(matrix_MN: Tensor, rounds: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, for parameters of two or more dimensions."""
+    """Nesterov momentum, orthogonalised, for parameters of two or more dimensions; `weight_decay` is decoupled."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -50,4 +52,6 @@ class Muon(torch.optim.Optimizer):
                 ahead = torch.lerp(parameter.grad, state["momentum"], group["momentum"])
                 update = orthogonalised(ahead.flatten(1))
                 size = 0.2 * max(update.shape) ** 0.5
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * size)

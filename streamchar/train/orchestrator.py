@@ -114,7 +114,7 @@ class SpeechObjective:
     """Flow loss on audio plus the pointer's."""
 
     name = "orchestrator"
-    chunks = (4, 4, 4, 10)
+    chunks = (4, 4, 4, 11)
 
     def __init__(
         self, config: ModelConfig, data: Path, *, batch: int, terms: SpeechTerms, seed: int = 0, device: str = "cpu",

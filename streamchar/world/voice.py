@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,14 @@ def log_uniform(rng: random.Random, low: float, high: float) -> float:
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root) / "streamchar"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:  # a read-only home: the graph is then made anew for every process
+        own = Path(tempfile.gettempdir()) / f"streamchar-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        own.mkdir(mode=0o700, exist_ok=True)
+        return own
 
 
 def _timed_graph(path: str) -> Path:
