@@ -14,6 +14,7 @@ from streamchar.dit.cache import Conditions
 from streamchar.dit.layout import Layout
 from streamchar.dit.model import JointDiT
 from streamchar.errors import InputError
+from streamchar.nn.rope import axis_widths, rotation
 
 CONFIG = tiny().dit
 BATCH, SIZE = 2, (2, 4)
@@ -308,3 +309,18 @@ def test_inputs_that_do_not_fit_are_refused(dit):
     cache = dit.encode_conditions(dit.layout(fewer, x_v, x_a), fewer)
     with pytest.raises(InputError, match="expected a cache of the layout's conditions"):
         dit.denoise(x_v, x_a, c_a, sigma, layout, cache)
+
+
+def test_time_scale_turns_audio_neighbours_as_far_as_a_sequence_of_its_own(dit):
+    """At 4, audio token j turns with time as token j of plain positions does; space is untouched."""
+    layout = Layout(grid=(1, 2), video=9, audio=33)
+    scaled = JointDiT(replace(CONFIG, time_scale=4.0))._rotation(layout, "cpu")
+    plain = dit._rotation(layout, "cpu")
+    time = axis_widths(CONFIG.head_width)[0]
+    audio = layout.segment("audio").start
+    index = torch.arange(33)[:, None]
+    own = rotation(index, (time,), CONFIG.rope_theta)
+    torch.testing.assert_close(scaled.cos[audio:, :, :time], own.cos)
+    torch.testing.assert_close(scaled.sin[audio:, :, :time], own.sin)
+    assert torch.equal(scaled.cos[..., time:], plain.cos[..., time:])
+    assert not torch.equal(scaled.cos[..., :time], plain.cos[..., :time])
