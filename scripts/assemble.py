@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--name", help="the preset's when not given")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="deviation of the starting noise")
     parser.add_argument("--full", action="store_true", help="float32 weights instead of int8 and bfloat16")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
     )
     assemble(
         parts, preset(given.preset), given.out, name=given.name or given.preset, steps=given.steps,
-        guidance=given.guidance, small=not given.full,
+        guidance=given.guidance, temperature=given.temperature, small=not given.full,
     )
     total = sum(path.stat().st_size for path in given.out.rglob("*.safetensors"))
     print(f"{given.out}: {total / 2**20:.1f} MiB of weights")

@@ -44,7 +44,9 @@ def assemble(
         name=name, orchestrator=orchestrator, dit=dit, video_codec=video, audio_codec=audio, prompt_encoder=prompt,
         tokenizer=tokenizer(config.tokenizer), steps=steps, guidance=guidance,
         temperature=temperature,
-        config=dataclasses.replace(config, orchestrator=orchestrator.config, dit=dit.config),
+        config=dataclasses.replace(
+            config, orchestrator=orchestrator.config, dit=dit.config, video=video.config, audio=audio.config
+        ),
     )
     stream_models.save(models, out)
     if small:
