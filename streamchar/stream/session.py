@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +19,46 @@ import torch
 from torch import Tensor
 
 from streamchar.codecs.audio import DecoderState
-from streamchar.errors import StateError
+from streamchar.errors import InputError, StateError
 from streamchar.flow.sampler import EulerSampler, Sampler
 from streamchar.flow.schedule import Schedule
 from streamchar.stream.chunk import ChunkLatents, generate_chunk
 from streamchar.stream.memory import Memory
 from streamchar.stream.models import Models
 from streamchar.stream.state import StreamState
-from streamchar.types import Chunk
+from streamchar.types import Chunk, Transcript
 
 log = logging.getLogger(__name__)
 
 SHIFT = 5.0
+
+
+def joined_text(models: Models, state: StreamState, text: str) -> str:
+    """The transcript with `text` appended.
+
+    What the cursor has passed must not change: where the new words would (an unfinished sentence is read anew),
+    a sentence break is put between. Raises `InputError` if `text` has no word.
+    """
+    if not models.tokenizer(text).words:
+        raise InputError(f"expected a text with at least one word to speak, got {text!r}")
+    plain = f"{state.text.rstrip()} {text}"
+    old = models.tokenizer(state.text)
+    spoken = min(math.ceil(state.cursor), len(old) - 1)  # the end token is no speech
+    return plain if _common(old, models.tokenizer(plain)) >= spoken else f"{state.text.rstrip()}. {text}"
+
+
+def grow(models: Models, state: StreamState, text: str) -> StreamState:
+    """The state with the transcript `text`, which begins with its own; also if it had spoken all of that."""
+    old, new = models.tokenizer(state.text), models.tokenizer(text)
+    return replace(
+        state, text=text, cursor=min(state.cursor, float(_common(old, new))), stalled=0, finished=False,
+        next_word=min(state.next_word, len(new.words)),
+    )
+
+
+def _common(old: Transcript, new: Transcript) -> int:
+    """Leading tokens that two transcripts share; the end token of the shorter one never is."""
+    return next((i for i, (a, b) in enumerate(zip(old.ids, new.ids)) if a != b), len(old) - 1)
 
 
 def default_sampler(steps: int) -> Sampler:
@@ -63,20 +92,21 @@ class Session:
         if self.state.finished:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="generate") as pool:
-            ahead = pool.submit(self._generate, self.state, None)
+            ahead = pool.submit(self.generate, self.state, None)
             while True:
                 made, state = ahead.result()
                 if not state.finished:
-                    ahead = pool.submit(self._generate, state, made.memory)
-                yield self._decode(made, state)
+                    ahead = pool.submit(self.generate, state, made.memory)
+                yield self.finish(made, state)
                 if state.finished:
                     return
 
     @torch.inference_mode()
-    def _generate(self, state: StreamState, memory: Memory | None) -> tuple[ChunkLatents, StreamState]:
+    def generate(self, state: StreamState, memory: Memory | None) -> tuple[ChunkLatents, StreamState]:
+        """The chunk that `state` is followed by, not decoded yet: `finish` may run beside the next one."""
         return generate_chunk(self.models, state, self.sampler, transcript=self.transcript, memory=memory)
 
-    def _decode(self, made: ChunkLatents, state: StreamState) -> Chunk:
+    def finish(self, made: ChunkLatents, state: StreamState) -> Chunk:
         """The finished chunk; `state` of the session becomes the one behind it."""
         frames, samples, decoder, seconds = decode(self.models, made, self.state.decoder)
         self.state = replace(state, decoder=decoder)
