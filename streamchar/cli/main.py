@@ -15,6 +15,7 @@ from types import FrameType
 
 import typer
 
+from streamchar.cli.evaluate import app as evaluate
 from streamchar.cli.info import info
 from streamchar.cli.say import say
 from streamchar.cli.train import train
@@ -37,6 +38,7 @@ app.command()(say)
 app.command()(info)
 app.command()(world)
 app.command()(train)
+app.add_typer(evaluate, name="eval")
 
 
 @app.callback()
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        print("interrupted: no output was written", file=sys.stderr)
+        kept = "what is finished is kept: the same command goes on" if "eval" in given[:2] else "no output was written"
+        print(f"interrupted: {kept}", file=sys.stderr)
     return int(code or 0)
 
 
