@@ -24,6 +24,7 @@ from streamchar.orchestrator.tokenizer import Tokenizer, tokenizer
 from streamchar.types import AudioCodec, PromptEncoder, VideoCodec
 
 INDEX = "model_index.json"
+SAMPLERS = ("euler", "renoise")
 COMPONENTS = ("orchestrator", "dit", "video_codec", "audio_codec", "prompt_encoder")
 
 
@@ -44,6 +45,14 @@ class Models:
     guidance: float = 1.0
     temperature: float = 1.0
     """Deviation of the noise that sampling starts from."""
+    sampler: str = "euler"
+    """"euler" for a base model, "renoise" for a distilled student."""
+    shift: float = 5.0
+    """Warp of the sampling schedule."""
+    sink: bool = True
+    """Whether it streams with a sink (ablation)."""
+    history: bool = True
+    """Whether its orchestrator hears what was said (ablation)."""
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +103,9 @@ def load(source: str | Path) -> Models:
         raise CheckpointError(
             f"{folder} is a {base!r} model: loading it needs its Wan and Qwen folders, not wired up yet"
         )
+    sampler = index.get("sampler", "euler")
+    if sampler not in SAMPLERS:
+        raise CheckpointError(f"{folder / INDEX} names the sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
     orchestrator = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
     dit = load_component(JointDiT, DiTConfig, folder / "dit")
     video, audio = ToonVideoCodec.load(folder / "video_codec"), ToonAudioCodec.load(folder / "audio_codec")
@@ -106,6 +118,8 @@ def load(source: str | Path) -> Models:
         name=index.get("name", base), config=config, orchestrator=orchestrator, dit=dit, video_codec=video.eval(),
         audio_codec=audio, prompt_encoder=prompt.eval(), tokenizer=tokenizer(config.tokenizer),
         steps=index.get("steps", 16), guidance=index.get("guidance", 1.0), temperature=index.get("temperature", 1.0),
+        sampler=sampler, shift=index.get("shift", 5.0), sink=index.get("sink", True),
+        history=index.get("history", True),
     )
 
 
@@ -120,7 +134,8 @@ def save(models: Models, folder: Path | str, dtype: torch.dtype | None = None) -
             save_component(part, part.config, folder / name, dtype=dtype)
     index = {
         "name": models.name, "preset": models.config.name, "steps": models.steps, "guidance": models.guidance,
-        "temperature": models.temperature,
+        "temperature": models.temperature, "sampler": models.sampler, "shift": models.shift, "sink": models.sink,
+        "history": models.history,
         "components": {name: type(part).__name__ for name, part in models.components().items()},
         "config": {
             "height": models.config.height, "width": models.config.width, "tokenizer": models.config.tokenizer,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from streamchar.codecs.audio import DecoderState
 from streamchar.errors import InputError, StateError
-from streamchar.flow.sampler import EulerSampler, Sampler
+from streamchar.flow.sampler import EulerSampler, RenoiseSampler, Sampler
 from streamchar.flow.schedule import Schedule
 from streamchar.stream.chunk import ChunkLatents, generate_chunk
 from streamchar.stream.memory import Memory
@@ -58,12 +58,29 @@ def grow(models: Models, state: StreamState, text: str) -> StreamState:
 
 def _common(old: Transcript, new: Transcript) -> int:
     """Leading tokens that two transcripts share; the end token of the shorter one never is."""
-    return next((i for i, (a, b) in enumerate(zip(old.ids, new.ids)) if a != b), len(old) - 1)
+    return next((i for i, (a, b) in enumerate(zip(old.ids, new.ids, strict=False)) if a != b), len(old) - 1)
 
 
 def default_sampler(steps: int) -> Sampler:
     """The base model's sampler."""
     return EulerSampler(schedule=Schedule(steps=steps, shift=SHIFT))
+
+
+def sampler_of(models: Models, state: StreamState) -> Sampler:
+    """The sampler that a model was made for, with the stream's own steps and temperature."""
+    schedule = Schedule(steps=state.steps, shift=models.shift)
+    if models.sampler == "renoise":
+        return RenoiseSampler(schedule=schedule, temperature=state.temperature)
+    return EulerSampler(schedule=schedule)
+
+
+def without(state: StreamState, *, sink: bool, history: bool) -> StreamState:
+    """The state with what a model does without taken out: no sink, no history (ablations)."""
+    if not sink:
+        state = replace(state, sink=None)
+    if not history:  # the window begins anew where the pointer stands
+        state = replace(state, history=None, borders=(), window_start=int(state.cursor))
+    return state
 
 
 class Session:
@@ -75,11 +92,11 @@ class Session:
         wanted = (1, models.config.dit.video_channels, 1, *models.config.latent_size)
         if tuple(state.still.shape) != wanted:
             raise StateError(
-                f"the state's picture has latents {tuple(state.still.shape)}, this {models.name!r} has {wanted}: it was "
-                "saved with another version of the model; start the stream anew"
+                f"the state's picture has latents {tuple(state.still.shape)}, this {models.name!r} has {wanted}: it "
+                "was saved with another version of the model; start the stream anew"
             )
         self.models, self.state = models, state
-        self.sampler = sampler or default_sampler(state.steps)
+        self.sampler = sampler or sampler_of(models, state)
         self.transcript = models.tokenizer(state.text)
         self.stalled = False
         self.total_words = len(self.transcript.words)
@@ -104,7 +121,8 @@ class Session:
     @torch.inference_mode()
     def generate(self, state: StreamState, memory: Memory | None) -> tuple[ChunkLatents, StreamState]:
         """The chunk that `state` is followed by, not decoded yet: `finish` may run beside the next one."""
-        return generate_chunk(self.models, state, self.sampler, transcript=self.transcript, memory=memory)
+        made, state = generate_chunk(self.models, state, self.sampler, transcript=self.transcript, memory=memory)
+        return made, without(state, sink=self.models.sink, history=self.models.history)
 
     def finish(self, made: ChunkLatents, state: StreamState) -> Chunk:
         """The finished chunk; `state` of the session becomes the one behind it."""
