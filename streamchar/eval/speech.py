@@ -62,8 +62,8 @@ def _normaliser() -> Any:
 
 
 def normalise(text: str) -> str:
-    """Whisper's English normaliser (spelling variants, numbers, contractions)."""
-    return _normaliser()(text)
+    """Whisper's English normaliser (spelling variants, numbers, contractions); it leaves a dot of "...", we do not."""
+    return " ".join(word for word in _normaliser()(text).split() if any(c.isalnum() for c in word))
 
 
 @dataclass(frozen=True, kw_only=True)
