@@ -1,0 +1,242 @@
+"""One live session: its place in the protocol, its clock, its words and its one continuous file."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.serve.actor import LISTEN_FRAMES, Actor
+from streamchar.serve.machine import Machine
+from streamchar.serve.outbox import Outbox
+from streamchar.serve.pace import Pace
+from streamchar.serve.protocol import ChunkSent, Event, Idle, Interrupted, Ready, Said, Say, Spoken, Start
+from streamchar.stream.mux import Muxer
+from streamchar.types import Chunk
+
+SPEECH_LEAD = 1.5
+"""Seconds before the player below which the next chunk is made; at most one chunk more is ever ahead."""
+LISTEN_LEAD = 0.6
+SAMPLES_PER_FRAME = clock.SAMPLES_PER_CHUNK // clock.FRAMES_PER_CHUNK
+HEARD = 400
+"""Words whose times are kept to tell, at an interrupt, which were heard."""
+
+
+class Pipe:
+    """Where the muxer writes; emptied after each piece."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def drain(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a snapshot holds beside the actor's own state."""
+
+    session: str
+    frames: int = 0
+    words: tuple[str, ...] = ()
+    base: int = 0
+    """Index of the turn's first word."""
+    spoken: int = 0
+    turn: int = 0
+    said: tuple[str, ...] = ()
+    """Texts of the turn."""
+    offset: int = 0
+    """Frames of the session before the first chunk of speech, listening left in: word times are moved by it."""
+
+
+class Live:
+    """State of one session. `lock` guards bookkeeping and is never held for long; `acting` guards the actor."""
+
+    def __init__(
+        self, start: Start, outbox: Outbox, *, record: Record | None = None, once: bool = False, address: str = "",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        record = record or Record(session=secrets.token_hex(16))
+        self.id, self.start, self.outbox, self.once, self.address = record.session, start, outbox, once, address
+        self.lock, self.acting = threading.RLock(), threading.RLock()
+        self.machine = Machine()
+        self.actor: Actor | None = None
+        self.resumed = record.frames > 0 or record.spoken > 0 or record.words != ()
+        self.frames, self.first = record.frames, record.frames
+        self.words, self.base, self.spoken = list(record.words), record.base, record.spoken
+        self.turn, self.said = record.turn, list(record.said)
+        self.pace = Pace(now, first=record.frames)
+        self.pending = 0
+        """Texts that the device has not taken yet."""
+        self.in_flight = 0
+        self.epoch = 0
+        """Takes of an older epoch were interrupted."""
+        self.begun = False
+        """The turn's first chunk is out."""
+        self.stopping: str | None = None
+        self.early: list[Say] = []
+        """Texts that came while it waited."""
+        self.muxer: Muxer | None = None
+        self.pieces = 0
+        self.asked_at = now()
+        self.first_frame = 0.0
+        self.stats_at = now()
+        self._pipe = Pipe()
+        self._offset = record.offset
+        self._heard: deque[Spoken] = deque(maxlen=HEARD)
+
+    # -- what may be done with it now ---------------------------------------------------------------
+
+    @property
+    def playing(self) -> bool:
+        return (
+            self.actor is not None and self.stopping is None and not self.machine.paused and self.outbox.room
+            and self.machine.phase in ("listening", "speaking")
+        )
+
+    def wants_speech(self) -> bool:
+        """Whether the device should make its next chunk."""
+        with self.lock:
+            if not self.playing or self.machine.phase != "speaking" or self.in_flight > 1:
+                return False
+            assert self.actor is not None
+            ahead = self.lead() + self.in_flight * float(clock.CHUNK_SECONDS)
+            return not self.actor.finished and ahead < SPEECH_LEAD
+
+    def wants_listening(self) -> bool:
+        """Whether a silent piece is due: nothing to say, or the first word is still being made."""
+        with self.lock:
+            quiet = self.machine.phase == "listening" or not self.begun
+            return self.playing and quiet and not self.once and self.lead() < LISTEN_LEAD
+
+    def lead(self) -> float:
+        """Seconds ahead of the player; a download is never ahead of anybody."""
+        return 0.0 if self.once else self.pace.lead()
+
+    def settled(self, now: float) -> bool:
+        """Whether all was said just now: the character listens from here on."""
+        with self.lock:
+            actor = self.actor
+            if actor is None or self.pending or self.in_flight or not actor.finished:
+                return False
+            if self.machine.phase != "speaking":
+                return False
+            self.machine, self.begun, self.asked_at = self.machine.spoken(), False, now
+            if not self.once:
+                self.outbox.put(Idle(frames=self.frames))
+            return True
+
+    # -- words ---------------------------------------------------------------------------------------
+
+    def took(self, words: tuple[str, ...], id: int) -> Said:
+        """The actor now has `words` in its turn; those that are new get their indices."""
+        with self.lock:
+            known = len(self.words) - self.base
+            fresh = words[known:]
+            self.words += fresh
+            return Said(id=id, first=len(self.words) - len(fresh), words=fresh)
+
+    def cut(self, at: float) -> Interrupted:
+        """Stop speaking: what the player has heard by `at` counts as spoken, the rest is dropped."""
+        with self.lock:
+            position = at if at >= 0 else self.pace.position()
+            out = [word for word in self._heard if word.end > position + 1e-6]
+            spoken = min((word.index for word in out), default=self.spoken)
+            heard = [word.text for word in self._heard if word.index < spoken]
+            dropped = len(self.words) - spoken
+            self.spoken = self.base = len(self.words)  # indices are never used twice
+            self.epoch += 1
+            self.turn += 1
+            self.said, self.pending, self.begun = [], 0, False
+            self._heard.clear()
+            return Interrupted(spoken=spoken, dropped=dropped, text=" ".join(heard[-40:]))
+
+    # -- pieces --------------------------------------------------------------------------------------
+
+    def speech(self, chunk: Chunk) -> tuple[list[Event], bytes]:
+        """Events and bytes of a chunk of speech."""
+        with self.lock:
+            place = self.frames
+            offset, before = place - clock.frames(chunk.index), self._offset
+            self._offset = offset
+            events: list[Event] = []
+            own = float(clock.CHUNK_SECONDS) * chunk.index
+            for word in chunk.words:
+                moved = before if word.start < own else offset
+                start = word.start + moved / clock.VIDEO_FPS
+                heard = Spoken(
+                    index=self.spoken, text=word.text, start=round(start, 4),
+                    end=round(word.end + offset / clock.VIDEO_FPS, 4),
+                )
+                self.spoken += 1
+                self._heard.append(heard)
+                events.append(heard)
+        seconds = {name: round(value, 4) for name, value in chunk.seconds.items()}
+        events.append(
+            ChunkSent(index=self.pieces, kind="speech", frames=place, count=clock.FRAMES_PER_CHUNK, seconds=seconds)
+        )
+        return events, self._mux(chunk.frames, chunk.samples)
+
+    def listening(self, frames_THWC: Tensor) -> tuple[list[Event], bytes]:
+        """Events and bytes of a silent piece."""
+        silence = frames_THWC.new_zeros(LISTEN_FRAMES * SAMPLES_PER_FRAME).float()
+        event = ChunkSent(index=self.pieces, kind="listening", frames=self.frames, count=LISTEN_FRAMES)
+        return [event], self._mux(frames_THWC, silence)
+
+    def _mux(self, frames_THWC: Tensor, samples_S: Tensor) -> bytes:
+        if self.muxer is None:
+            self.muxer = Muxer(self._pipe)  # pyright: ignore[reportArgumentType]
+        self.muxer.add(frames_THWC, samples_S)
+        return self._pipe.drain()
+
+    def deliver(self, events: list[Event], data: bytes, frames: int) -> None:
+        """Hand a piece over."""
+        with self.lock:
+            for event in events:
+                self.outbox.put(event)
+            self.outbox.put(data)
+            self.frames += frames
+            self.pieces += 1
+            self.pace.deliver(frames)
+
+    def finish_file(self) -> bytes:
+        """The file's last bytes."""
+        if self.muxer is None:
+            return b""
+        muxer, self.muxer = self.muxer, None
+        muxer.close()
+        return self._pipe.drain()
+
+    def drop_file(self) -> None:
+        """Let go of the encoders; nobody reads any more."""
+        if self.muxer is not None:
+            self.muxer.abort()
+            self.muxer = None
+
+    # -- snapshots -----------------------------------------------------------------------------------
+
+    def record(self, frames: int | None = None) -> Record:
+        with self.lock:
+            return Record(
+                session=self.id, frames=self.frames if frames is None else frames, words=tuple(self.words),
+                base=self.base, spoken=self.spoken, turn=self.turn, said=tuple(self.said), offset=self._offset,
+            )
+
+    def ready(self, width: int, height: int) -> Ready:
+        with self.lock:
+            return Ready(
+                session=self.id, width=width, height=height, resumed=self.resumed, frames=self.first,
+                words=tuple(self.words), spoken=self.spoken,
+            )

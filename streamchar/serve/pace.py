@@ -1,0 +1,67 @@
+"""How far production is ahead of a player."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from fractions import Fraction
+
+from streamchar import clock
+
+SILENCE_SECONDS = 2.0
+"""A player that used to report and does not for so long is gone, or asleep."""
+BLIND_SECONDS = 1.0
+"""A reported position is carried on by the wall clock for so long."""
+
+
+class Pace:
+    """The player's position: as reported, or, if it never reports, as a player without stalls would have it."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, *, first: int = 0) -> None:
+        self._now = now
+        self._frames = first
+        self._at = first / clock.VIDEO_FPS
+        self._stamp = now()
+        self._reported = False
+        self._report_stamp = now()
+        self._held = False
+
+    @property
+    def produced(self) -> Fraction:
+        return clock.frame_time(self._frames)
+
+    def deliver(self, frames: int) -> None:
+        self._advance()
+        self._frames += frames
+
+    def report(self, at: float) -> None:
+        """The player says where it is."""
+        self._reported = True
+        self._at = min(max(0.0, at), float(self.produced))
+        self._stamp = self._report_stamp = self._now()
+
+    def hold(self, held: bool) -> None:
+        """The player stands still by request."""
+        self._advance()
+        self._held = held
+
+    def position(self) -> float:
+        self._advance()
+        return self._at
+
+    def lead(self) -> float:
+        """Seconds that are produced and not played."""
+        return float(self.produced) - self.position()
+
+    @property
+    def silent(self) -> bool:
+        return self._reported and self._now() - self._report_stamp > SILENCE_SECONDS
+
+    def _advance(self) -> None:
+        now = self._now()
+        passed = now - self._stamp
+        if self._reported:
+            passed = min(passed, max(0.0, BLIND_SECONDS - (self._stamp - self._report_stamp)))
+        if not self._held:
+            self._at = min(float(self.produced), self._at + passed)
+        self._stamp = now

@@ -1,0 +1,129 @@
+"""Snapshots of live sessions on disk: the last few of each, so that a client goes on exactly where its file ends.
+
+A file's name is made of an id that this module drew and of numbers; an id that a client sends is only looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from streamchar.errors import InputError, StateError
+from streamchar.serve.actor import Actor
+from streamchar.serve.live import Record
+from streamchar.serve.protocol import ProtocolError, Start
+
+log = logging.getLogger(__name__)
+
+KEEP = 8
+"""Snapshots of a session: more chunks than can be on their way to a client."""
+MAX_SESSIONS = 256
+MAX_AGE = 3600.0
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Vault:
+    """Snapshots under one folder of our own. Any thread may use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock = folder, threading.RLock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise InputError(f"cannot make the snapshot folder {folder}: {error.strerror}; choose another") from error
+        self._entries: dict[str, list[int]] = {}
+        for path in folder.glob("*.json"):
+            name, _, frames = path.stem.partition(".")
+            if _ID.fullmatch(name) and frames.isdigit():
+                self._entries.setdefault(name, []).append(int(frames))
+        for frames_of in self._entries.values():
+            frames_of.sort()
+        self._expire()
+
+    def save(self, start: Start, record: Record, actor: Actor, *, alone: bool = False) -> None:
+        """Write a snapshot; `alone` forgets the older ones (after an interrupt they are no longer true)."""
+        with self._lock:
+            self._save(start, record, actor, alone)
+
+    def _save(self, start: Start, record: Record, actor: Actor, alone: bool) -> None:
+        kept = self._entries.setdefault(record.session, [])
+        opening = self._folder / f"{record.session}.start"
+        if not kept:
+            self._expire()
+            opening.write_text(json.dumps(asdict(start)), encoding="utf-8")
+        actor.save(self._path(record.session, record.frames, "state"))
+        entry = self._path(record.session, record.frames, "json")
+        part = entry.with_suffix(".part")
+        part.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        part.replace(entry)  # it exists only when it is whole
+        if record.frames not in kept:
+            kept.append(record.frames)
+            kept.sort()
+        surplus = [f for f in kept if f != record.frames] if alone else kept[:-KEEP]
+        for frames in surplus:
+            kept.remove(frames)
+            self._remove(record.session, frames)
+
+    def find(self, session: str, frames: int) -> tuple[Start, Record, Path, list[str]]:
+        """What the client needs to go on after `frames`: the session's start, the record, the actor's state, and
+        texts that were said later. Raises `ProtocolError` "unknown-session"."""
+        with self._lock:
+            return self._find(session, frames)
+
+    def _find(self, session: str, frames: int) -> tuple[Start, Record, Path, list[str]]:
+        kept = self._entries.get(session, [])
+        unknown = ProtocolError("unknown-session", "this session is not known (any more)", "start a new one")
+        if not kept:
+            raise unknown
+        chosen = max((f for f in kept if f <= frames), default=kept[0])
+        try:
+            start = Start(**json.loads((self._folder / f"{session}.start").read_text(encoding="utf-8")))
+            record, latest = self._read(session, chosen), self._read(session, kept[-1])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("a snapshot cannot be read: %s", error)
+            raise unknown from None
+        later = list(latest.said[len(record.said) :]) if latest.turn == record.turn else list(latest.said)
+        return start, record, self._path(session, chosen, "state"), later
+
+    def forget(self, session: str) -> None:
+        """The session is over for good."""
+        with self._lock:
+            for frames in self._entries.pop(session, []):
+                self._remove(session, frames)
+            with contextlib.suppress(OSError):
+                (self._folder / f"{session}.start").unlink()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _read(self, session: str, frames: int) -> Record:
+        plain = json.loads(self._path(session, frames, "json").read_text(encoding="utf-8"))
+        for name in ("words", "said"):
+            plain[name] = tuple(plain[name])
+        return Record(**plain)
+
+    def _path(self, session: str, frames: int, ending: str) -> Path:
+        if not _ID.fullmatch(session):
+            raise StateError("a session's id must be 32 hex digits")
+        return self._folder / f"{session}.{frames:012d}.{ending}"
+
+    def _remove(self, session: str, frames: int) -> None:
+        for ending in ("json", "state"):
+            with contextlib.suppress(OSError):
+                self._path(session, frames, ending).unlink()
+
+    def _expire(self) -> None:
+        ages: dict[str, float] = {}
+        for session, kept in self._entries.items():
+            with contextlib.suppress(OSError, IndexError):
+                ages[session] = time.time() - self._path(session, kept[-1], "json").stat().st_mtime
+        oldest_first = sorted(ages, key=lambda name: -ages[name])
+        for session in oldest_first:
+            if ages[session] > MAX_AGE or len(self._entries) > MAX_SESSIONS:
+                self.forget(session)
