@@ -18,6 +18,7 @@ import typer
 from streamchar.cli.evaluate import app as evaluate
 from streamchar.cli.info import info
 from streamchar.cli.say import say
+from streamchar.cli.serve import serve
 from streamchar.cli.train import train
 from streamchar.cli.world import world
 from streamchar.errors import StreamCharError
@@ -38,6 +39,7 @@ app.command()(say)
 app.command()(info)
 app.command()(world)
 app.command()(train)
+app.command()(serve)
 app.add_typer(evaluate, name="eval")
 
 
