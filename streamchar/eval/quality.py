@@ -40,6 +40,11 @@ TILE = 8
 """Side of a tile there: the median of a tile's pixels does not see an arm that crosses it."""
 STILL = 0.02
 """Mean deviation (OKLab) in the first seconds below which a pixel stood still: about one just noticeable step."""
+LEAST_STILL = 0.25
+"""Share of a tile's pixels that must have stood still for the tile to count."""
+ENTERED = 0.1
+"""Share of the tiles, those whose colour moved most, that are left out: the figure came there. What changes only
+there is a matter of identity."""
 STEADIEST = 0.25
 """Where the camera moves: at least this share of the pixels, the steadiest, count as standing still."""
 FINE = 512
@@ -129,12 +134,14 @@ class _Likeness:
         self.found_HW = self._found(coarse).mean(0)
 
     def colour(self, frames_T3HW: Tensor) -> Tensor:
-        """(T,) mean over the tiles of how far the median of what stood still has moved, in OKLab."""
+        """(T,) mean over the tiles of how far the median colour of what stood still has moved, in OKLab."""
         gone = (oklab(_resized(frames_T3HW, SMALL)) - self.small_3HW).masked_fill(self.moves_HW, torch.nan)
         tiles_TCNP = gone.unfold(2, TILE, TILE).unfold(3, TILE, TILE).flatten(2, 3).flatten(3)
-        still_N = (~tiles_TCNP[0, 0].isnan()).sum(1)
-        shift_TN = tiles_TCNP.nanmedian(3).values.norm(dim=1).nan_to_num()
-        return (shift_TN * still_N).sum(1) / still_N.sum().clamp(min=1)
+        shift_TN = tiles_TCNP.nanmedian(3).values.norm(dim=1)
+        known = (~tiles_TCNP[0, 0].isnan()).float().mean(1) >= LEAST_STILL
+        known = known if bool(known.any()) else ~shift_TN[0].isnan()
+        sorted_TN = shift_TN[:, known].sort(1).values
+        return sorted_TN[:, : max(1, round((1 - ENTERED) * sorted_TN.shape[1]))].mean(1)
 
     def sharpness(self, frames_T3HW: Tensor) -> Tensor:
         """(T,) by how much finer the detail is: a natural logarithm of energies, negative for softer."""
