@@ -17,7 +17,7 @@ NEEDED = ("fastapi", "uvicorn", "websockets")
 
 def serve(
     model: Annotated[str, typer.Option(metavar="toon|DIR|HUB_ID", help="Which model.")] = "toon",
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need --token.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8080,
     max_sessions: Annotated[int, typer.Option(help="At most so many at once, however fast the model is.")] = 8,
     per_address: Annotated[int, typer.Option(help="At most so many sessions of one address.")] = 4,

@@ -69,7 +69,8 @@ async def _begin(socket: WebSocket, worker: Worker, bucket: Bucket) -> Live | No
                 live = Live(start, Outbox(), record=record, address=address)
                 await asyncio.to_thread(worker.open, live, Opening(path=path, later=tuple(later)))
                 return live
-            raise ProtocolError("illegal", f"{message.type} comes after start", "begin with start", ("start", "restore"))
+            legal = ("start", "restore")
+            raise ProtocolError("illegal", f"{message.type} comes after start", "begin with start", legal)
         except ProtocolError as error:
             await socket.send_text(dump(error.event()))
     await _close(socket, POLICY)

@@ -56,7 +56,7 @@ class Guard:
             kind, _, given = headers.get("authorization", "").partition(" ")
             given = given if kind.lower() == "bearer" else query_token
             if not hmac.compare_digest(given.encode(), self.token.encode()):
-                raise ProtocolError("forbidden", "the token is missing or wrong", "use the link that the server printed")
+                raise ProtocolError("forbidden", "the token is missing or wrong", "use the server's own link")
 
 
 def _name(host: str) -> str:
