@@ -26,7 +26,7 @@ RUNS = Path("runs/eval")
 MAX_SHIFT = 48
 """Frames: the sync metrics search 15 of 25 fps."""
 
-app = typer.Typer(help="Measure a model, or any videos: run, score, compare, study.", no_args_is_help=True)
+app = typer.Typer(help="Measure a model, or any videos: run, score, compare, study.")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the evaluation.  [default: under runs/eval]")]
 Chosen = Annotated[str | None, typer.Option("--metrics", metavar="A,B", help="Only these keys or groups of metrics.")]

@@ -15,6 +15,7 @@ from rich.text import Text
 from streamchar.errors import InputError
 from streamchar.eval.pages.comparison import Comparison, compare, write_comparison
 from streamchar.eval.pages.evaluation import ARROWS, Evaluation, interval_text, value_text
+from streamchar.eval.suite import NOT_CHOSEN
 
 OF_A_SET = ("fid", "fvd", "fid_world")
 """Figures that depend on the reference videos."""
@@ -106,9 +107,13 @@ def dashes(found: Comparison) -> list[str]:
 def results(value: Mapping[str, Any]) -> Table:
     """The figures of one evaluation, as in its metrics.json."""
     shown = Table(title=f"{value['name']}: {len(value['clips'])} clips, {value['protocol']['name']}", title_style="dim")
-    for name, justify in (("figure", "left"), ("mean", "right"), ("95 % interval", "right"), ("clips", "right")):
-        shown.add_column(name, justify="left" if justify == "left" else "right")
+    shown.add_column("figure")
+    shown.add_column("mean", justify="right")
+    shown.add_column("95 % interval, or why not")
+    shown.add_column("clips", justify="right")
     for key, mean in value["mean"].items():
+        if mean is None and value["reasons"][key] == NOT_CHOSEN:
+            continue
         figure, bounds = value["figures"][key], value["interval"][key]
         title = f"{figure['title']} {ARROWS[figure['better']]}".strip()
         if mean is None:

@@ -26,7 +26,18 @@ from streamchar.eval.cache import Cache, file_hash, place_file, write_json
 from streamchar.eval.metric import Figure
 from streamchar.eval.protocol import Item, Protocol, content_hash, digest
 from streamchar.eval.sample import Sample
-from streamchar.eval.suite import Generator, Metric, RealTime, Scorer, Scores, Watch, make_clips, place_clip, silent
+from streamchar.eval.suite import (
+    NOT_CHOSEN,
+    Generator,
+    Metric,
+    RealTime,
+    Scorer,
+    Scores,
+    Watch,
+    make_clips,
+    place_clip,
+    silent,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +296,7 @@ def summary(
 
 
 def _unmeasured(key: str, scores: Scores) -> str:
-    return scores.unavailable.get(key, "not chosen (--metrics)")
+    return scores.unavailable.get(key, NOT_CHOSEN)
 
 
 def _figure(figure: Figure, measured_by: str, notes: str | None) -> dict[str, str]:

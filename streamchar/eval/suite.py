@@ -34,8 +34,17 @@ REGISTRY: Mapping[str, tuple[str, ...]] = {
     "identity": ("identity", "attributes_kept"),
     "dynamic": ("dynamic", "dynamic_flow"),
     "drift": ("quality_drift",),
-    "truth": ("sync_ms", "mouth_correlation", "pointer_words"),
-    "vbench": ("human_anatomy", "human_identity"),
+    "truth": ("sync_ms", "sync_abs_ms", "mouth_correlation", "pointer_words", "pointer_ms"),
+    "vbench": (
+        "human_anatomy",
+        "human_identity",
+        "vbench_subject_consistency",
+        "vbench_background_consistency",
+        "vbench_motion_smoothness",
+        "vbench_dynamic_degree",
+        "vbench_aesthetic_quality",
+        "vbench_imaging_quality",
+    ),
 }
 """Modules with a function `metrics(options)`, and the keys that they give."""
 
@@ -57,6 +66,7 @@ REQUIRED = (
 """Present in every metrics.json, measured or not; a metric's own figure takes the place of the one here."""
 
 OVER_A_SET = "over a set"
+NOT_CHOSEN = "not chosen (--metrics)"
 Metric = ClipMetric | SetMetric | Unavailable
 Watch = Callable[[str, int, int], None]
 """(what is being done, done, of how many)."""
@@ -199,17 +209,32 @@ class Found:
     series: dict[str, list[float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reading: Reading, figures: Sequence[Figure]) -> None:
-        """Every key of the figures gets a value or a reason, whatever the metric returned."""
-        for f in figures:
-            value = reading.values.get(f.key)
-            finite = value is not None and math.isfinite(value)
-            self.values[f.key] = float(value) if finite and value is not None else None
-            if not finite:
-                default = "the metric gave no value and no reason" if value is None else f"the metric gave {value}"
-                self.reasons[f.key] = reading.reasons.get(f.key, default)
-        self.series.update({k: [float(x) for x in v] for k, v in reading.series.items()})
+    def add(self, reading: Reading) -> None:
+        """A reading that is `whole`."""
+        self.values.update(reading.values)
+        self.reasons.update(reading.reasons)
+        self.series.update({k: list(v) for k, v in reading.series.items()})
         self.notes.update(reading.notes)
+
+
+def whole(reading: Reading, figures: Sequence[Figure]) -> Reading:
+    """Every key of the figures with a value or a reason, whatever the metric returned, and numbers only."""
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for f in figures:
+        value = reading.values.get(f.key)
+        values[f.key] = float(value) if value is not None and math.isfinite(value) else None
+        if values[f.key] is None:
+            default = "the metric gave no value and no reason" if value is None else f"the metric gave {value}"
+            reasons[f.key] = reading.reasons.get(f.key, default)
+    curves = {k: [float(x) for x in v] for k, v in reading.series.items()}
+    broken = {k: f"the curve {k} holds values that are no numbers" for k, v in curves.items() if not _finite(v)}
+    series = {k: v for k, v in curves.items() if k not in broken}
+    return Reading(values=values, reasons=reasons, series=series, notes={**reading.notes, **broken})
+
+
+def _finite(values: Sequence[float]) -> bool:
+    return all(map(math.isfinite, values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,13 +288,13 @@ class Scorer:
             hashed = self._hash(sample)
             for metric in sets:
                 self._features(metric, sample, hashed, truth[id(metric)])
-        whole, counts = Found(), {}
+        over_set, counts = Found(), {}
         for metric in sets:
-            self._compare(metric, made[id(metric)], truth[id(metric)], whole)
+            self._compare(metric, made[id(metric)], truth[id(metric)], over_set)
             counts |= {f.key: len(made[id(metric)]) for f in metric.figures}
         missing = {f.key: m.reason for m in self.metrics if isinstance(m, Unavailable) for f in m.figures}
         return Scores(
-            figures=figures, clips=clips, whole=whole, counts=counts, unavailable=missing,
+            figures=figures, clips=clips, whole=over_set, counts=counts, unavailable=missing,
             warnings=tuple(dict.fromkeys(self.warnings)),
         )  # fmt: skip
 
@@ -278,12 +303,12 @@ class Scorer:
         hashed = self._hash(sample)
         for metric in self.metrics:
             if isinstance(metric, Unavailable):
-                found.add(Reading.none(metric.figures, metric.reason), metric.figures)
+                found.add(Reading.none(metric.figures, metric.reason))
             elif isinstance(metric, SetMetric):
                 self._features(metric, sample, hashed, made[id(metric)])
-                found.add(Reading.none(metric.figures, OVER_A_SET), metric.figures)
+                found.add(Reading.none(metric.figures, OVER_A_SET))
             else:
-                found.add(self._reading(metric, sample, hashed), metric.figures)
+                found.add(self._reading(metric, sample, hashed))
         return found
 
     def _hash(self, sample: Sample) -> str | None:
@@ -303,6 +328,7 @@ class Scorer:
         result = self._try(metric, sample, lambda: metric.measure(sample))
         if isinstance(result, str):
             return Reading.none(metric.figures, result)
+        result = whole(result, metric.figures)
         if kept:
             self.cache.keep_reading(key, result)
         return result
@@ -321,18 +347,18 @@ class Scorer:
                 self.cache.keep_features(key, found)
         into.append(found)
 
-    def _compare(self, metric: SetMetric, made: list[Tensor], truth: list[Tensor], whole: Found) -> None:
+    def _compare(self, metric: SetMetric, made: list[Tensor], truth: list[Tensor], found: Found) -> None:
         try:
             reading = metric.compare(made, truth)
         except Exception as error:  # one metric's failure must not cost the others
             if not isinstance(error, ImpossibleError):
                 self._warn(f"{', '.join(f.key for f in metric.figures)}: {type(error).__name__}: {error}")
             reading = Reading.none(metric.figures, _why(error))
-        whole.add(replace(reading, notes={}), metric.figures)
+        found.add(replace(whole(reading, metric.figures), notes={}))
         said = "; ".join(reading.notes.values())
         for f in metric.figures:
             if said:
-                whole.notes[f.key] = said
+                found.notes[f.key] = said
             if "warning" in reading.notes:
                 self._warn(f"{f.title}: {said}")
 
