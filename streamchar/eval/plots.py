@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 42
 TICKS = 5
 POINTS = 400
 """Longer curves are averaged down to this many: no screen shows more."""

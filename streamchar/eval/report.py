@@ -170,22 +170,25 @@ def _table(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
         f'<th class="n">Clips</th>{true_head}<th>Unit</th><th>Measured by</th></tr></thead><tbody>'
     ]
     heading = ""
-    for key, entry in evaluation.entries.items():
+    for key, same in merged(evaluation).items():
+        entry = evaluation.entries[key]
         if group(key) != heading:
             heading = group(key)
             rows.append(f'<tr class="head"><th colspan="{wide}">{heading}</th></tr>')
         known = entry.figure
+        if entry.mean is None:
+            titles = ", ".join(evaluation.entries[k].figure.title for k in same)
+            rows.append(
+                f'<tr class="none"><td>{html.escape(titles)}</td><td class="n">not measured</td>'
+                f'<td class="reason" colspan="{wide - 2}">{html.escape(entry.reason)}</td></tr>'
+            )
+            continue
         title = (
             f'<td>{html.escape(known.title)}&nbsp;<span class="arrow" title="{WORDS[known.better]}">'
             f"{ARROWS[known.better]}</span></td>"
         )
-        if entry.mean is None:
-            rows.append(
-                f'<tr class="none">{title}<td class="n">not measured</td>'
-                f'<td class="reason" colspan="{wide - 2}">{html.escape(entry.reason)}</td></tr>'
-            )
-            continue
         true = ""
+        samples = f"<small>{html.escape(entry.samples)}</small>" if entry.samples else ""
         if ceiling is not None:
             value = _ceiling_value(ceiling, entry) or "–"
             true = f'<td class="n truth" data-name="{html.escape(ceiling.name)}">{value}</td>'
@@ -193,9 +196,20 @@ def _table(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
             f'<tr>{title}<td class="n value">{value_text(entry)}</td>'
             f'<td class="n range">{interval_text(entry) or "–"}</td>'
             f'<td class="n count" data-name="clips">{entry.count}</td>{true}'
-            f'<td class="soft unit">{html.escape(known.unit)}</td><td class="by">{html.escape(entry.version)}</td></tr>'
+            f'<td class="soft unit">{html.escape(known.unit)}</td><td class="by">'
+            f"{html.escape(entry.version)}{samples}</td></tr>"
         )
     return "".join([*rows, "</tbody></table>"])
+
+
+def merged(evaluation: Evaluation) -> dict[str, list[str]]:
+    """The keys in order; those of a group that were not measured for one and the same reason stand together."""
+    found: dict[str, list[str]] = {}
+    first: dict[tuple[str, str], str] = {}
+    for key, entry in evaluation.entries.items():
+        place = first.setdefault((group(key), entry.reason), key) if entry.mean is None else key
+        found.setdefault(place, []).append(key)
+    return found
 
 
 def _model(evaluation: Evaluation) -> str:
@@ -227,9 +241,12 @@ def _markdown(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
             f"| {cell(known.title)} {ARROWS[known.better]} | {value_text(entry)} | {interval_text(entry) or '–'} | "
             f"{entry.count} |{true} {cell(known.unit)} | {cell(entry.version)} |"
         )
-    missing = [e for e in evaluation.entries.values() if e.mean is None]
+    missing = {k: same for k, same in merged(evaluation).items() if evaluation.entries[k].mean is None}
     if missing:
-        lines += ["", "## Not measured", "", *(f"- {e.figure.title}: {e.reason}" for e in missing)]
+        lines += ["", "## Not measured", ""]
+    for key, same in missing.items():
+        titles = ", ".join(evaluation.entries[k].figure.title for k in same)
+        lines.append(f"- {titles}: {evaluation.entries[key].reason}")
     lines += ["", "## Clips, the best first", ""]
     keys = ordering_keys(evaluation) or ["wer"]
     lines.append("| clip | " + " | ".join(cell(evaluation.entries[k].figure.title) for k in keys) + " |")

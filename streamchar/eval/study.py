@@ -145,17 +145,19 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
     return value
 
 
-def score_study(answers: Sequence[Path], key: Path) -> dict[str, Any]:
+def score_study(answers: Sequence[Path], key: Path | None = None) -> dict[str, Any]:
     """What the raters say, question by question; good means that system a is better.
 
     For each question: counts `good`, `same`, `bad`; `score` (G - B) / (G + S + B) with a 95 % bootstrap `interval`
     over pairs (and over raters, if there are several); `p` of a two-sided sign test over pairs, each counted once by
     its raters' majority; `agreement` of the raters (share of equal votes, Krippendorff's alpha). What cannot be
-    computed is None with a reason in `reasons`. Raises `DataError` for answers of another study, or twice of a rater.
+    computed is None with a reason in `reasons`. `key` None: key.json beside the answers, or a folder above. Raises
+    `DataError` for answers of another study, or twice of a rater.
     """
-    known = _read(key, KEY_SCHEMA)
     if not answers:
         raise DataError("expected at least one file of answers, got none")
+    key = _find_key(answers[0]) if key is None else key
+    known = _read(key, KEY_SCHEMA)
     raters: dict[str, dict[str, Any]] = {}
     for path in answers:
         value = _read(path, ANSWERS_SCHEMA)
@@ -185,6 +187,14 @@ def score_study(answers: Sequence[Path], key: Path) -> dict[str, Any]:
         "b": known["b"]["name"], "raters": list(raters), "pairs": len(pairs), "unanswered": open_answers,
         "questions": scored,
     }  # fmt: skip
+
+
+def _find_key(answers: Path) -> Path:
+    here = answers.resolve().parent
+    found = next((p for p in (here / "key.json", here.parent / "key.json") if p.is_file()), None)
+    if found is None:
+        raise DataError(f"found no key.json beside {answers}; give the study's own with --key")
+    return found
 
 
 def _checked(given: Any, known: dict[str, Any], path: Path) -> dict[str, Any]:

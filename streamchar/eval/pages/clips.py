@@ -20,6 +20,8 @@ PICTURED = 24
 """Clips with pictures, from both ends of the order: more would make the page too heavy."""
 WORDS_UP_TO = 20.0
 """Seconds; the words of a longer clip would lie over each other."""
+TOLD = ("errors", "sound")
+"""Notes that stand under the transcript; the others are folded away with the figures."""
 ORDER = ("wer", "sync_d", "sync_c", "identity", "attributes_kept", "speaker_similarity", "dnsmos", "quality_drift")
 """What the order of clips goes by: figures of a clip itself that have a better end."""
 CHIPS = ("wer", "sync_offset_frames", "sync_d", "speaker_similarity", "dnsmos", "quality_drift", "identity", "rtf")
@@ -109,7 +111,7 @@ def card(clip: ClipResult, evaluation: Evaluation, badge: str) -> str:
     button = '<button class="play" type="button">Play</button>' if link else ""
     return (
         f'<article class="clip" id="{anchor(clip.name)}"{data}><header><h3>{html.escape(clip.name)}</h3>{badge}'
-        f'<span class="chips">{_chips(clip, evaluation)}</span>{button}</header>'
+        f'{button}<span class="chips">{_chips(clip, evaluation)}</span></header>'
         f"{_timeline(clip, shown)}{_texts(clip)}{_all_figures(clip, evaluation)}</article>"
     )
 
@@ -158,9 +160,9 @@ def _texts(clip: ClipResult) -> str:
     else:
         wanted, got = marked(clip.transcript, heard)
         rows = f"<dt>Transcript</dt><dd>{wanted}</dd><dt>Heard</dt><dd>{got or '<em>nothing</em>'}</dd>"
-    for name, text in clip.notes.items():
-        if name != "heard" and text:
-            rows += f"<dt>{html.escape(name.capitalize())}</dt><dd>{html.escape(text)}</dd>"
+    for name in TOLD:
+        if clip.notes.get(name):
+            rows += f"<dt>{name.capitalize()}</dt><dd>{html.escape(clip.notes[name])}</dd>"
     return f'<dl class="words">{rows}</dl>'
 
 
@@ -174,6 +176,10 @@ def _all_figures(clip: ClipResult, evaluation: Evaluation) -> str:
             else f'<td class="n">–</td><td class="soft">{html.escape(clip.reasons.get(name, "no reason given"))}</td>'
         )
         rows.append(f"<tr><td>{html.escape(known.title)}</td>{text}</tr>")
+    for name, text in clip.notes.items():
+        if name != "heard" and name not in TOLD and text:
+            label = name.replace("_", " ")
+            rows.append(f'<tr><td class="soft">{html.escape(label)}</td><td colspan="2">{html.escape(text)}</td></tr>')
     return f"<details><summary>All figures of this clip</summary><table>{''.join(rows)}</table></details>"
 
 

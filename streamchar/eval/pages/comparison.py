@@ -32,6 +32,8 @@ from streamchar.eval.pages.film import film
 from streamchar.eval.pages.shell import bullets, cell, colour, figure, page
 from streamchar.eval.plots import Interval, forest
 
+OF_A_SET = ("fid", "fvd", "fid_world")
+"""Figures that depend on the reference videos."""
 STRIPS = 3
 """Clips whose pictures stand side by side."""
 
@@ -83,9 +85,13 @@ def compare(folders: Sequence[Path]) -> Comparison:
         raise DataError(f"expected at least two evaluation folders to compare, got {len(folders)}")
     evaluations = _named([read_evaluation(folder) for folder in folders])
     warnings = _warnings(evaluations)
+    references = {str(e.protocol.get("reference")) for e in evaluations}
     same_clips = all(e.transcripts == evaluations[0].transcripts for e in evaluations)
     keys = ordered(list(dict.fromkeys(key for e in evaluations for key in e.entries)))
-    columns = tuple(_column([e.entries.get(key) for e in evaluations], same_clips) for key in keys)
+    columns = tuple(
+        _column([e.entries.get(key) for e in evaluations], same_clips, references if key in OF_A_SET else set())
+        for key in keys
+    )
     return Comparison(evaluations=evaluations, columns=columns, warnings=warnings)
 
 
@@ -129,7 +135,7 @@ def _size(interval: tuple[float, float]) -> tuple[float, float]:
     return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
 
 
-def _column(entries: Sequence[Entry | None], same_clips: bool) -> Column:
+def _column(entries: Sequence[Entry | None], same_clips: bool, references: set[str]) -> Column:
     known = next(e for e in entries if e is not None)
     better = known.figure.better
     measured = [e for e in entries if e is not None and e.mean is not None]
@@ -137,6 +143,10 @@ def _column(entries: Sequence[Entry | None], same_clips: bool) -> Column:
     note = ""
     if len(versions) > 1:
         note = f"{known.figure.title} is not ranked: measured by different models or settings ({'; '.join(versions)})"
+    elif len(references) > 1 and len(measured) > 1:
+        note = (
+            f"{known.figure.title} is not ranked: taken against different references ({'; '.join(sorted(references))})"
+        )
     ranks: list[int | None] = [None] * len(entries)
     if same_clips and not note and len(measured) > 1:
         ranks = ranking([None if e is None else e.mean for e in entries], better)

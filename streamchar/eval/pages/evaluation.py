@@ -32,6 +32,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Pointer": ("pointer_words", "pointer_ms"),
     "Speed": ("rtf",),
+    "VBench": (
+        "vbench_subject_consistency", "vbench_background_consistency", "vbench_motion_smoothness",
+        "vbench_dynamic_degree", "vbench_aesthetic_quality", "vbench_imaging_quality",
+    ),
 }  # fmt: skip
 OTHER = "Further figures"
 
@@ -49,6 +53,8 @@ class Entry:
     count: int
     reason: str
     """Why the mean is None; else empty."""
+    samples: str = ""
+    """What a figure over a set was taken of, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +146,7 @@ def _entry(value: dict[str, Any], key: str, path: Path) -> Entry:
         figure=Figure(key=key, title=known["title"], unit=known["unit"], better=known["better"]),
         version=str(known["version"]), mean=mean, interval=None if interval is None else (interval[0], interval[1]),
         count=int(value["count"].get(key, 0)), reason="" if mean is not None else reason,
+        samples=str(known.get("samples", "")),
     )  # fmt: skip
 
 
