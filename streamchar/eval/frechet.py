@@ -140,10 +140,10 @@ class Fid:
 
     Unit: squared distance in feature space; lower is better, 0 for identical sets. Eight frames of each clip,
     resized to 299 x 299 bilinearly without antialiasing, values in [-1, 1]: pytorch-fid's preparation, and the same
-    weights, so comparable with it at equal numbers of samples (docs: checked against published values). It misses
-    time (every frame stands alone), identity, and whether the sound fits; it was trained on photographs, so that on
-    drawings it ranks but does not measure; it is biased upwards with few samples, and frames of one clip are not
-    independent.
+    weights, so comparable with it at equal numbers of samples (`docs/metrics.md`: checked against published values).
+    It misses time (every frame stands alone), identity, and whether the sound fits; it was trained on photographs, so
+    that on drawings it ranks but does not measure; it is biased upwards with few samples, and frames of one clip are
+    not independent.
     """
 
     figures = (FID,)
@@ -208,7 +208,8 @@ class FidWorld:
 
 
 class ScriptedI3d:
-    """StyleGAN-V's `i3d_torchscript.pt` (Kinetics-400 logits' input, 400 features); it resizes to 224 x 224 itself."""
+    """StyleGAN-V's `i3d_torchscript.pt` (Kinetics-400; its 400 logits are the features); it resizes to 224 x 224
+    itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -259,8 +260,8 @@ class Fvd:
     def features(self, sample: Sample) -> Tensor:
         found = []
         for start in window_starts(sample.seconds):
-            stop = start + (WINDOW + 0.5) / WINDOW_FPS
-            frames_T3HW = sample.frames(WINDOW_FPS, start=start, stop=stop)[:WINDOW]
+            first = start - 0.25 / WINDOW_FPS  # a float just above a tick would lose its frame
+            frames_T3HW = sample.frames(WINDOW_FPS, start=first, stop=start + (WINDOW - 0.5) / WINDOW_FPS)
             if len(frames_T3HW) < WINDOW:
                 continue  # a container may promise some frames more than it holds
             found.append(self.detector(frames_T3HW))

