@@ -1,0 +1,347 @@
+"""The engine on the mock: words in order, interrupts, admission, slow and gone clients, snapshots, exact clocks."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import TEXT, Seat, until, worker
+
+from streamchar import clock
+from streamchar.serve import device
+from streamchar.serve.admission import Admission
+from streamchar.serve.floor import Opening
+from streamchar.serve.live import SAMPLES_PER_FRAME
+from streamchar.serve.outbox import MAX_PIECES
+from streamchar.serve.pace import Pace
+from streamchar.serve.protocol import (
+    Interrupt,
+    Pause,
+    Playhead,
+    ProtocolError,
+    Resume,
+    Say,
+    Snapshot,
+    Start,
+    Stop,
+)
+from streamchar.serve.vault import KEEP, Vault
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    made = worker(tmp_path_factory.mktemp("vault"))
+    yield made
+    made.close()
+
+
+def test_a_take_is_one_file_with_every_word(engine):
+    seat = Seat(engine, once=True)
+    stopped = seat.wait("stopped")
+    assert stopped.reason == "finished" and stopped.frames == seat.frames
+    words = seat.of("spoken")
+    assert [word.text for word in words] == TEXT.split()
+    assert [word.index for word in words] == list(range(12))
+    assert all(a.end <= b.start + 1e-6 for a, b in zip(words, words[1:], strict=False))
+    with av.open(io.BytesIO(seat.bytes)) as movie:
+        assert sum(1 for _ in movie.decode(video=0)) == seat.frames
+    with av.open(io.BytesIO(seat.bytes)) as movie:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in movie.decode(audio=0)])
+    first, last = (int(t * 48_000) for t in (words[0].start, words[0].end))
+    assert np.abs(sound[first + 2400 : last - 4800]).max() > 0.1, "a word sounds"
+    assert np.abs(sound[int(words[-1].end * 48_000) + 4800 :]).max() < 0.01, "and after the last one it is still"
+
+
+def test_appended_text_is_spoken_and_then_it_listens(engine):
+    seat = Seat(engine, Start(text="one two"))
+    said = seat.wait("said")
+    assert (said.first, said.words) == (0, ("one", "two"))
+    seat.send(Say(text="three four", id=9))
+    said = seat.wait("said", 2)
+    assert (said.id, said.first, said.words) == (9, 2, ("three", "four"))
+    idle = seat.wait("idle")
+    assert [word.text for word in seat.of("spoken")] == ["one", "two", "three", "four"]
+    until(lambda: [e for e in seat.of("chunk") if e.kind == "listening" and e.frames >= idle.frames])
+    starts = [event.frames for event in seat.of("chunk")]
+    counts = [event.count for event in seat.of("chunk")]
+    assert starts == [sum(counts[:i]) for i in range(len(counts))], "no gap and no overlap"
+    seat.send(Stop())
+    assert seat.wait("stopped").reason == "asked"
+
+
+def test_an_interrupt_stops_within_one_chunk_and_reports_what_was_heard(engine):
+    seat = Seat(engine, Start(text=TEXT * 5))
+    word = seat.wait("spoken", 4)
+    seat.send(Interrupt(at=word.end))
+    before = len([e for e in seat.of("chunk") if e.kind == "speech"])
+    cut = seat.wait("interrupted")
+    assert cut.spoken == word.index + 1 and cut.dropped == len(seat.of("said")[0].words) - cut.spoken
+    assert cut.text.split()[-1] == word.text
+    time.sleep(0.3)
+    after = [e for e in seat.of("chunk") if e.kind == "speech"]
+    assert len(after) <= before + 1
+    seat.send(Say(text="again"))
+    said = seat.wait("said", 2)
+    assert said.first == cut.spoken + cut.dropped, "indices are never used twice"
+    until(lambda: seat.of("spoken")[-1].text == "again")
+    assert seat.of("spoken")[-1].index == said.first
+    engine.gone(seat.live)
+
+
+def test_a_pause_produces_nothing_until_it_is_resumed(engine):
+    seat = Seat(engine, Start(text=TEXT * 3))
+    seat.wait("spoken")
+    seat.send(Pause())
+    time.sleep(0.2)
+    frames = (seat.read(), seat.frames)[1]
+    time.sleep(0.3)
+    assert (seat.read(), seat.frames)[1] == frames
+    seat.send(Resume())
+    until(lambda: (seat.read(), seat.frames)[1] > frames)
+    engine.gone(seat.live)
+
+
+def test_production_keeps_a_lead_and_no_more(engine):
+    seat = Seat(engine, Start(text=TEXT * 20))
+    seat.send(Playhead(at=0.0)) if seat.wait("ready") else None
+    for _ in range(20):
+        seat.send(Playhead(at=0.0))
+        time.sleep(0.02)
+    seat.read()
+    assert seat.frames / 24 <= 0.6 + 1.5 + 2 * float(clock.CHUNK_SECONDS)
+    engine.gone(seat.live)
+
+
+def test_what_cannot_be_spoken_is_an_error_and_the_session_goes_on(engine):
+    seat = Seat(engine, Start())
+    seat.wait("ready")
+    seat.send(Say(text="..."))
+    error = seat.wait("error")
+    assert error.code == "bad-input" and "at least one word" in error.message and not error.fatal
+    with pytest.raises(ProtocolError, match="characters, got") as caught:
+        seat.send(Say(text="a" * 6000))
+    assert caught.value.code == "too-long"
+    until(lambda: seat.live.machine.phase == "listening")
+    seat.send(Say(text="fine"))
+    until(lambda: seat.of("spoken"))
+    engine.gone(seat.live)
+    bad = Seat(engine, Start(picture="!!"))
+    assert bad.wait("error").fatal and "not base64" in bad.of("error")[0].message
+    until(lambda: bad.live.id not in engine.floor.lives)
+
+
+# -- who may play ----------------------------------------------------------------------------------
+
+
+def test_admission_follows_the_measured_speed():
+    line = Admission(limit=8, queue=2)
+    line.request("a")
+    assert line.capacity == 1 and line.admit() == ["a"]
+    line.observe(0.5)
+    assert line.capacity == 2, "0.85 * 1.375 / 0.5"
+    for name in "bcd":
+        if name != "d":
+            line.request(name)
+    assert line.admit() == ["b"] and line.place("c") == 1
+    for _ in range(50):
+        line.observe(3.0)
+    assert line.capacity == 1, "one is let in however slow it is"
+    line.request("d")
+    with pytest.raises(ProtocolError, match="2 are waiting") as caught:
+        line.request("e")
+    assert caught.value.code == "busy"
+    line.release("a")
+    line.release("b")
+    assert line.admit() == ["c"] and line.place("d") == 1
+
+
+def test_a_session_too_many_waits_and_is_told_its_place(tmp_path):
+    engine = worker(tmp_path, sessions=1)
+    first, second, third = (Seat(engine, Start(text="hello")) for _ in range(3))
+    first.wait("idle")
+    assert [e.place for e in second.of("queued")] == [1] and [e.place for e in third.of("queued")] == [2]
+    assert not second.of("ready")
+    third.send(Say(text="while waiting"))
+    engine.gone(first.live)
+    second.wait("ready")
+    assert third.wait("queued", 2).place == 1
+    engine.gone(second.live)
+    until(lambda: len(third.of("spoken")) == 3)
+    assert [word.text for word in third.of("spoken")] == ["hello", "while", "waiting"]
+    engine.close()
+
+
+def test_a_slow_client_is_paused_parked_and_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "STUCK_SECONDS", 0.2)
+    engine = worker(tmp_path, sessions=1)
+    slow = Seat(engine, Start(text=TEXT * 3), once=True)
+    until(lambda: slow.live.outbox.pieces >= MAX_PIECES)
+    other = Seat(engine, Start(text="hello"))
+    other.wait("idle")  # the slow one has given its place away
+    assert slow.live.outbox.pieces <= MAX_PIECES + 2
+    engine.gone(other.live)
+    until(lambda: len(slow.of("spoken")) == 36, 90)
+    assert [word.index for word in slow.of("spoken")] == list(range(36)), "it loses nothing"
+    engine.close()
+
+
+def test_who_never_reads_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "DROP_SECONDS", 0.3)
+    engine = worker(tmp_path)
+    seat = Seat(engine, Start(text=TEXT * 10), once=True)
+    until(lambda: engine.sessions == 0)
+    assert seat.live.outbox.closed and seat.live.muxer is None
+    engine.close()
+
+
+def test_a_gone_client_frees_its_session_at_once(engine):
+    seat = Seat(engine, Start(text=TEXT * 5))
+    seat.wait("spoken")
+    engine.gone(seat.live)
+    began = time.monotonic()
+    until(lambda: seat.live.id not in engine.floor.lives)
+    assert time.monotonic() - began < 2
+    assert seat.live.actor is None and seat.live.muxer is None
+
+
+# -- snapshots -------------------------------------------------------------------------------------
+
+
+def resume(engine, vault_folder, session, frames):
+    start, record, path, later = Vault(vault_folder).find(session, frames)
+    if record.frames < frames:
+        record = replace(record, frames=frames)
+    return Seat(engine, start, Opening(path=path, later=tuple(later)), record=record)
+
+
+@pytest.mark.parametrize("cut", [0.0, 1.0, 2.4])
+def test_a_killed_server_goes_on_without_a_word_twice_or_lost(tmp_path, cut):
+    """The second engine knows nothing but the folder; the client holds `cut` chunks less than was sent."""
+    first = worker(tmp_path)
+    seat = Seat(first, Start(text=TEXT))
+    seat.send(Say(text="and more", id=1))
+    seat.wait("spoken", 7)
+    seat.read()
+    held = max(0, seat.frames - round(cut * 33))
+    first.floor.over = True  # as a kill: nothing is saved any more
+    seen = [word for word in seat.of("spoken") if word.end * 24 <= held + 1e-3]
+    second = worker(tmp_path)
+    again = resume(second, tmp_path, seat.live.id, held)
+    ready = again.wait("ready")
+    assert ready.resumed and ready.session == seat.live.id and ready.frames <= held
+    again.wait("idle")
+    later = again.of("spoken")
+    assert later[0].index == ready.spoken <= len(seen), "nothing is left out"
+    everything = {word.index: word for word in (*seen, *later)}
+    assert [everything[i].text for i in range(14)] == [*TEXT.split(), "and", "more"]
+    for word in later:  # what both have is the same word at the same time
+        if word.index < len(seen):
+            assert word == seen[word.index]
+    first.close()
+    second.close()
+
+
+def test_a_drained_server_loses_nothing(tmp_path):
+    first = worker(tmp_path, speed=20)
+    seat = Seat(first, Start(text=TEXT))
+    seat.wait("spoken", 3)
+    first.drain()
+    stopped = seat.wait("stopped")
+    assert stopped.reason == "restart" and stopped.frames == seat.frames
+    with pytest.raises(ProtocolError, match="restarted"):
+        Seat(first)
+    first.close()
+    second = worker(tmp_path)
+    again = resume(second, tmp_path, stopped.session, stopped.frames)
+    assert again.wait("ready").frames == stopped.frames
+    again.wait("idle")
+    both = [word.index for word in (*seat.of("spoken"), *again.of("spoken"))]
+    assert both == list(range(12)), "each word once"
+    second.close()
+
+
+def test_the_vault_keeps_few_and_looks_ids_up_only(tmp_path):
+    engine = worker(tmp_path)
+    seat = Seat(engine, Start(text=TEXT * 3))
+    seat.wait("spoken", 20)
+    seat.send(Snapshot())
+    assert seat.wait("saved").session == seat.live.id
+    assert len(list(tmp_path.glob("*.json"))) <= KEEP
+    for name in ("../../etc/passwd", "", "0" * 32, "*"):
+        with pytest.raises(ProtocolError) as caught:
+            engine.floor.vault.find(name, 0)
+        assert caught.value.code == "unknown-session"
+    seat.send(Stop())
+    seat.wait("stopped")
+    until(lambda: not list(tmp_path.iterdir()))  # asked to end: nothing stays
+    engine.close()
+
+
+# -- clocks, pace, noise ---------------------------------------------------------------------------
+
+
+def test_clocks_are_exact_in_a_long_stream(tmp_path):
+    """Audio and video of the file differ by 0 samples; an hour with STREAMCHAR_LONG=1, else a minute."""
+    seconds = 3600 if os.environ.get("STREAMCHAR_LONG") else 60
+    engine = worker(tmp_path, speed=1000, unsaid=10**6)
+    text = " ".join(f"w{i}" for i in range(seconds * 24 // 9 + 1))
+    muxer = None
+    seat = Seat(engine, Start(text=""), once=True)
+    seat.wait("ready")
+    for at in range(0, len(text), 4000):
+        seat.send(Say(text=text[at : at + 4000]))
+        muxer = seat.live.muxer or muxer
+        until(lambda: len(seat.of("said")) > len(text[:at]) // 4000)
+    until(lambda: (seat.read(), seat.bytes and seat.live.muxer is not None)[1])
+    muxer = seat.live.muxer
+    until(lambda: seat.of("stopped"), 600)
+    assert seat.frames / 24 >= seconds
+    assert muxer.frames == seat.frames and muxer.samples * 128 == seat.frames * SAMPLES_PER_FRAME * 125
+    assert [word.index for word in seat.of("spoken")] == list(range(len(seat.of("spoken"))))
+    engine.close()
+
+
+def test_pace_is_the_wall_clock_until_the_player_reports():
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    pace.deliver(48)
+    now[0] = 0.5
+    assert pace.lead() == pytest.approx(1.5)
+    now[0] = 9.0
+    assert pace.lead() == 0, "a player does not play what it has not"
+    pace.deliver(24)
+    pace.report(2.0)
+    now[0] = 9.25
+    assert pace.position() == pytest.approx(2.25) and not pace.silent
+    now[0] = 20.0
+    assert pace.silent
+
+
+step = st.one_of(
+    st.builds(Say, text=st.sampled_from(["one two three", "...", "x" * 6000, ""])), st.builds(Interrupt),
+    st.builds(Pause), st.builds(Resume), st.builds(Snapshot), st.builds(Playhead, at=st.floats(0, 5)), st.builds(Stop),
+    st.builds(Start), st.just(None),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(step, max_size=8), st.booleans())
+def test_the_engine_survives_any_conversation(engine, steps, talkative):
+    seat = Seat(engine, Start(text="hello there" if talkative else ""))
+    for message in steps:
+        try:
+            time.sleep(0.005) if message is None else seat.send(message)
+        except ProtocolError as error:
+            assert error.code in ("illegal", "bad-input", "too-long") and error.message
+    assert not [e for e in seat.of("error") if e.code == "internal"]
+    assert not engine.floor.failure
+    engine.gone(seat.live)
+    until(lambda: seat.live.id not in engine.floor.lives)
+    assert engine.floor.metrics.failed.value == 0
