@@ -51,6 +51,8 @@ STAGES = {
     ),
     "orchestrator": Stage(module="streamchar.train.orchestrator", function="train_orchestrator"),
     "joint": Stage(module="streamchar.train.joint", function="train_joint"),
+    "distill": Stage(module="streamchar.train.distill", function="train_distill"),
+    "rollout": Stage(module="streamchar.train.rollout", function="train_rollout"),
 }
 
 
@@ -65,7 +67,9 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Windows or clips a step; else the stage's own.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate; else the stage's own.")] = None,
     cooldown: Annotated[float | None, typer.Option(help="Share of the minutes, at the end, in which it falls.")] = None,
-    start: Annotated[Path | None, typer.Option(metavar="DIR", help="Begin with these weights (stage 1's).")] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Begin with these weights (the stage's before).")
+    ] = None,
     speech: Annotated[Path | None, typer.Option(metavar="DIR", help="joint: shards of speech alone to mix in.")] = None,
     prompt_encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="joint: the frozen text encoder; else toon's.")
@@ -74,6 +78,32 @@ def train(
         bool, typer.Option("--freeze-encoder", help="Codecs: the decoder alone; stored latents stay valid.")
     ] = False,
     freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="distill, rollout: the model folder to distil.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="distill, rollout: the teacher's; else its own.")] = None,
+    fake_rate: Annotated[
+        float | None, typer.Option(help="distill, rollout: the fake score's; else a fifth of --rate.")
+    ] = None,
+    follow: Annotated[
+        int | None, typer.Option(help="distill, rollout: updates of the fake score for one of the student.")
+    ] = None,
+    audio_weight: Annotated[float | None, typer.Option(help="distill, rollout: of audio against video.")] = None,
+    train_orchestrator: Annotated[
+        bool, typer.Option("--train-orchestrator", help="distill, rollout: the orchestrator too.")
+    ] = False,
+    chunks: Annotated[int | None, typer.Option(help="rollout: chunks of the longest; 1: isolated chunks.")] = None,
+    grow: Annotated[
+        int | None, typer.Option(help="rollout: student updates after which a rollout is a chunk longer.")
+    ] = None,
+    no_sink: Annotated[bool, typer.Option("--no-sink", help="distill, rollout: ablation.")] = False,
+    no_history: Annotated[bool, typer.Option("--no-history", help="distill, rollout: ablation.")] = False,
+    no_stage_1: Annotated[
+        bool, typer.Option("--no-stage-1", help="rollout: ablation, begin from the teacher.")
+    ] = False,
+    no_pointer_truncation: Annotated[
+        bool, typer.Option("--no-pointer-truncation", help="rollout: ablation, the transcript is cut by the clock.")
+    ] = False,
 ) -> None:
     """Train one stage for some minutes; repeat with --resume to go on."""
     if stage not in STAGES:
@@ -93,7 +123,10 @@ def train(
     options = {
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
         "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
-        "freeze_encoder": freeze_encoder or None,
+        "freeze_encoder": freeze_encoder or None, "teacher": teacher, "guidance": guidance, "fake_rate": fake_rate,
+        "follow": follow, "audio_weight": audio_weight, "train_orchestrator": train_orchestrator or None,
+        "chunks": chunks, "grow": grow, "no_sink": no_sink or None, "no_history": no_history or None,
+        "no_stage_1": no_stage_1 or None, "no_pointer_truncation": no_pointer_truncation or None,
     }
     options = {name: value for name, value in options.items() if value is not None}
     check(options)
@@ -113,13 +146,15 @@ def train(
 
 def check(options: dict[str, Any]) -> None:
     """Raise `InputError` for values that no stage takes."""
-    if options.get("batch", 1) < 1:
-        raise InputError(f"--batch must be at least 1, got {options['batch']}")
-    if not 0 < options.get("rate", 1.0) < float("inf"):
-        raise InputError(f"--rate must be above 0, got {options['rate']}")
+    for name in ("batch", "follow", "chunks", "grow"):
+        if options.get(name, 1) < 1:
+            raise InputError(f"--{name} must be at least 1, got {options[name]}")
+    for name in ("rate", "fake_rate", "guidance", "audio_weight"):
+        if not 0 < options.get(name, 1.0) < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, got {options[name]}")
     if not 0 <= options.get("cooldown", 0.0) <= 1:
         raise InputError(f"--cooldown is a share of the minutes, from 0 to 1, got {options['cooldown']}")
-    for name in ("start", "speech", "prompt_encoder"):
+    for name in ("start", "speech", "prompt_encoder", "teacher"):
         if name in options and not options[name].is_dir():
             raise InputError(f"--{name.replace('_', '-')}: there is no folder {options[name]}")
     if "device" in options:
