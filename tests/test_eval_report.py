@@ -35,6 +35,7 @@ FIGURES = {
     "fid": ("FID", "distance", "lower"),
     "fvd": ("FVD", "distance", "lower"),
     "identity": ("Identity", "mean cosine", "higher"),
+    "pointer_words": ("Pointer error", "words", "lower"),
 }
 
 
@@ -75,6 +76,7 @@ def evaluation(folder: Path, video: Path, name: str, values: Mapping[str, tuple[
     (folder / "metrics.json").write_text(json.dumps(value | other))
     curve = {"quality": [0.9, 0.8, 0.7], "sync_distance": [abs(k) + 1.0 for k in range(-15, 16)]}
     curve |= {"opening": [i % 5 / 5 for i in range(33)], "loudness": [i % 7 / 7 for i in range(33)]}
+    curve |= {"words_pointer": [0.0, 1.0, 2.0], "words_spoken": [0.0, 0.0, 2.0]}
     (folder / "series.json").write_text(json.dumps(dict.fromkeys(TEXTS, curve)))
     return folder
 
@@ -82,6 +84,7 @@ def evaluation(folder: Path, video: Path, name: str, values: Mapping[str, tuple[
 @pytest.fixture
 def ours(tmp_path: Path, video: Path) -> Path:
     values = {"wer": (0.2, 0.0), "sync_d": (8.0, 7.0), "sync_offset_frames": (-3.0, -3.0), "identity": (0.7, 0.9)}
+    values["pointer_words"] = (0.2, 0.4)
     return evaluation(tmp_path / "ours", video, "ours", values)
 
 
@@ -139,7 +142,14 @@ def test_report_is_one_file_with_everything(ours: Path) -> None:
     ):  # fmt: skip
         assert expected.replace("friend.", "") in found.text, expected
     assert "<b>there</b>" not in text  # what others wrote is text, not a page
-    for title in ("Quality over time", "Sync offset", "Distance over shift", "WER by clip", "Mouth against loudness"):
+    for title in (
+        "Quality over time",
+        "Sync offset",
+        "Distance over shift",
+        "WER by clip",
+        "Mouth against loudness",
+        "Pointer against speech",
+    ):
         assert title in found.text
     assert 'data-video="clips/one.mp4"' in text
 

@@ -148,28 +148,61 @@ def middle_clip(evaluation: Evaluation) -> ClipResult | None:
 
 
 def mouth_chart(evaluation: Evaluation) -> str:
-    """Mouth opening against the loudness of one clip."""
+    """Mouth opening of one clip against the loudness and, where it is known, the opening that the speech demands."""
     clip = middle_clip(evaluation)
     if clip is None:
         return ""
-    lines = []
-    for style, name in (("s1", "loudness"), ("s0", "opening")):
-        ys = scaled(clip.series[name])[: round(SHOWN_SECONDS * clock.VIDEO_FPS)]
-        lines.append(Line(xs=[i / clock.VIDEO_FPS for i in range(len(ys))], ys=ys, style=style, label=name))
+    lines, names = [], []
+    for style, name, label in (
+        ("s1", "loudness", "loudness"), ("s2", "demanded", "demanded by the speech"),
+        ("s0", "opening", "mouth opening"),
+    ):  # fmt: skip
+        if len(clip.series.get(name, ())) > 1:
+            ys = scaled(clip.series[name])[: round(SHOWN_SECONDS * clock.VIDEO_FPS)]
+            lines.append(Line(xs=[i / clock.VIDEO_FPS for i in range(len(ys))], ys=ys, style=style, label=label))
+            names.append(f'<span class="{style}"><i></i>{label}</span>')
     drawn = line_chart(
         lines, title="Mouth opening against loudness", x_label="seconds", y_label="each from its least to its most"
     )
-    found = clip.values.get("mouth_correlation")
-    of_all = f" (correlation {number(found)}, the middle one of the clips)" if found is not None else ""
-    part = f"its first {SHOWN_SECONDS:g} s" if len(clip.series["opening"]) > len(ys) else "whole"
-    note = f"The clip {html.escape(clip.name)}{of_all}, {part}."
-    names = '<div class="key"><span class="s0"><i></i>mouth opening</span><span class="s1"><i></i>loudness</span></div>'
-    return figure("Mouth against loudness", note, drawn, names)
+    value = clip.values.get("mouth_correlation")
+    middle = ""
+    if value is not None:
+        title = evaluation.entries["mouth_correlation"].figure.title
+        middle = f" ({html.escape(title)}: {number(value)}, the middle one of the clips)"
+    part = (
+        f"its first {SHOWN_SECONDS:g} s" if len(clip.series["opening"]) > SHOWN_SECONDS * clock.VIDEO_FPS else "whole"
+    )
+    note = f"The clip {html.escape(clip.name)}{middle}, {part}."
+    return figure("Mouth against loudness", note, drawn, f'<div class="key">{"".join(names[::-1])}</div>')
+
+
+def pointer_chart(evaluation: Evaluation) -> str:
+    """Words ended, as the pointer said and as the speech has them, of the clip in the middle by that error."""
+    known = [c for c in evaluation.clips if len(c.series.get("words_pointer", ())) > 1]
+    known = [c for c in known if c.values.get("pointer_words") is not None]
+    if not known:
+        return ""
+    known.sort(key=lambda c: float(c.values["pointer_words"] or 0.0))
+    clip = known[len(known) // 2]
+    lines = [
+        Line(xs=[i / clock.VIDEO_FPS for i in range(len(ys))], ys=ys, style=style, label=label)
+        for style, label, ys in (
+            ("s1", "in the speech", clip.series.get("words_spoken", ())),
+            ("s0", "by the pointer", clip.series["words_pointer"]),
+        )
+    ]  # fmt: skip
+    drawn = line_chart(lines, title="Words ended", x_label="seconds", y_label="words ended", zero=True)
+    error = number(clip.values["pointer_words"])
+    note = f"The clip {html.escape(clip.name)}: {error} words apart on average, the middle one of the clips."
+    names = "".join(f'<span class="{line.style}"><i></i>{line.label}</span>' for line in lines[::-1])
+    return figure("Pointer against speech", note, drawn, f'<div class="key">{names}</div>')
 
 
 def report_charts(evaluation: Evaluation) -> str:
     """All plots of one evaluation that there is something for."""
     one = [evaluation]
-    drawn = [drift_chart(one), offset_chart(one), distance_chart(one), wer_chart(evaluation), mouth_chart(evaluation)]
-    found = "".join(drawn)
+    found = "".join([
+        drift_chart(one), offset_chart(one), distance_chart(one), wer_chart(evaluation), mouth_chart(evaluation),
+        pointer_chart(evaluation),
+    ])  # fmt: skip
     return f'<div class="plots">{found}</div>' if found else '<p class="note">No curves were measured.</p>'
