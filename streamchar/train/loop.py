@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from streamchar.errors import ConfigError, StateError
 from streamchar.train.checkpoint import load_checkpoint, save_checkpoint
 from streamchar.train.muon import Muon
+from streamchar.train.parallel import join_team
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ def run(
     facts: dict[str, object] | None = None,
 ) -> int:
     """Train for `schedule.minutes`; `export(out)` writes the averaged weights as components. Returns
-    the step reached."""
-    model, folder = objective.model, out / "checkpoint"
+    the step reached. Under torchrun the batch is shared out (`train/parallel.py`) and the first process writes."""
+    model, folder, team = objective.model, out / "checkpoint", join_team()
     if folder.exists() and not resume:
         raise ConfigError(f"{folder} holds a run's checkpoint: go on with --resume, or choose another --out")
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -154,11 +155,14 @@ def run(
         step = int(stored["step"])
     # a checkpoint may come without the optimiser's moments (scripts/gpu): it then warms up again
     warm_from = 0 if optimizers[0].state else step
-    writer = _writer(out)
-    start = saved = time.monotonic()
+    writer = _writer(out) if team.leads else _ignore
+    start, saved = time.monotonic(), 0.0
     smooth: dict[str, float] = {}
 
     def save() -> None:
+        team.wait()
+        if not team.leads:
+            return
         save_checkpoint(folder, model, optimizers, averages.values, {**facts, "step": step})
         averages.swap(model)
         figures = objective.validate(step)
@@ -170,19 +174,20 @@ def run(
 
     first = step
     while True:
-        elapsed = time.monotonic() - start
+        elapsed = team.agree(time.monotonic() - start)
         share = elapsed / (60 * schedule.minutes)
         if share >= 1 or (schedule.max_steps is not None and step >= schedule.max_steps):
             break
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = _rate(schedule, step - warm_from, share) * group["factor"]
-        loss, scalars = objective.loss(step)
+        loss, scalars = objective.loss(team.batch(step))
         model.zero_grad(set_to_none=True)
         loss.backward()
+        team.average_gradients(trained)
         scalars["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, schedule.clip))
         if not math.isfinite(scalars["gradient_norm"]):
             raise StateError(
-                f"training diverged: the gradient at step {step} is not finite. The checkpoint of an earlier step is in "
+                f"training diverged: the gradient at step {step} is not finite. An earlier step is in "
                 f"{folder}; resume from it with a lower --rate (this one: {schedule.rate:g})"
             )
         for optimizer in optimizers:
@@ -192,21 +197,26 @@ def run(
         for key, value in scalars.items():
             smooth[key] = 0.95 * smooth.get(key, value) + 0.05 * value
         if step % schedule.log_every == 0:
-            pace = (step - first) * objective.samples_per_step / max(1e-9, time.monotonic() - start)
+            pace = (step - first) * objective.samples_per_step * team.size / max(1e-9, time.monotonic() - start)
             for key, value in smooth.items():
                 writer(f"train/{key}", value, step)
             writer("train/samples_per_s", pace, step)
             left = max(0.0, schedule.minutes - elapsed / 60)
-            log.info("step %d %s %.1f samples/s %.1f min left", step, _text(smooth), pace, left)
-        if time.monotonic() - saved > 60 * schedule.save_minutes:
+            if team.leads:
+                log.info("step %d %s %.1f samples/s %.1f min left", step, _text(smooth), pace, left)
+        if elapsed - saved > 60 * schedule.save_minutes:
             save()
-            saved = time.monotonic()
+            saved = elapsed
     save()
     return step
 
 
 def _text(figures: dict[str, float]) -> str:
     return " ".join(f"{k} {v:.4g}" for k, v in figures.items())
+
+
+def _ignore(name: str, value: float, step: int) -> None:
+    """Scalars of processes that do not lead."""
 
 
 def _writer(out: Path) -> Callable[[str, float, int], None]:
