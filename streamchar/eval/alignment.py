@@ -164,7 +164,7 @@ def warp(told: _Sound, made: _Sound, low_F: np.ndarray, high_F: np.ndarray) -> t
     Steps: one to one, one to two, two to one, and waits in either sound that cost little where it is silent.
     """
     pauses = np.concatenate([[0.0], np.cumsum(made.wait)])
-    before = older = np.array([0.0])
+    before = older = np.full(1, np.inf)  # above row 0 there is nothing
     before_low = older_low = 0
     last_cost, steps = np.array([]), []
     for i in range(len(told) + 1):
@@ -176,11 +176,12 @@ def warp(told: _Sound, made: _Sound, low_F: np.ndarray, high_F: np.ndarray) -> t
             cost = _laid(
                 made.away(told.rows[i - 1], told.squares[i - 1], max(low - 1, 0), high - 1), max(low, 1), low, high
             )
+            beside = _laid(cost, low + 1, low, high)  # of the same row, a column earlier
+            above = _laid(last_cost, before_low, low, high)
             ways = np.stack([
                 _laid(before, before_low + 1, low, high) + 2 * cost,
-                _laid(before, before_low + 2, low, high) + 1.5 * (cost + _laid(cost, low + 1, low, high)) + STRETCH,
-                _laid(older, older_low + 1, low, high) + 1.5 * (cost + _laid(last_cost, before_low, low, high)) + STRETCH
-                if i > 1 else np.full(high - low, np.inf),
+                _laid(before, before_low + 2, low, high) + 1.5 * (cost + beside) + STRETCH,
+                _laid(older, older_low + 1, low, high) + 1.5 * (cost + above) + STRETCH,
                 _laid(before, before_low, low, high) + told.wait[i - 1],
             ])  # fmt: skip
             step = ways.argmin(0).astype(np.int8)

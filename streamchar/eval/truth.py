@@ -1,0 +1,217 @@
+"""Where the world is ours, the truth is known: does the mouth move as the generated speech demands, and does the
+pointer know which word is spoken?
+
+Both lay the transcript onto the generated speech (`eval/alignment.py`) and so need a character of the cartoon world,
+whose voice the teacher has. Shape letters: T frames.
+"""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+import functools
+import json
+import math
+import statistics
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.errors import DataError
+from streamchar.eval.alignment import Alignment, align, rendition
+from streamchar.eval.metric import ClipMetric, Figure, ImpossibleError, Options, Reading, SetMetric, Unavailable
+from streamchar.eval.mouth import correlation, envelope, openings
+from streamchar.eval.sample import Sample
+from streamchar.types import Speech, Word
+from streamchar.world.character import Character, character
+from streamchar.world.motion import ARTICULATION
+from streamchar.world.splits import HELD_OUT_VOICES
+from streamchar.world.viseme import mouth_track
+from streamchar.world.voice import VOICES
+
+SYNC = Figure(key="sync_ms", title="Mouth against speech", unit="ms, positive: picture late", better="zero")
+SYNC_ABS = Figure(key="sync_abs_ms", title="Mouth against speech, either way", unit="ms", better="lower")
+MOUTH = Figure(key="mouth_correlation", title="Mouth follows speech", unit="Pearson's r", better="higher")
+POINTER_WORDS = Figure(key="pointer_words", title="Pointer error", unit="words", better="lower")
+POINTER_MS = Figure(key="pointer_ms", title="Pointer error of word ends", unit="ms", better="lower")
+
+SHIFTS = 12
+"""Frames to either side within which the mouth is looked for: half a second."""
+FINE = 8
+"""Steps of a frame in the second search: 5.2 ms."""
+LEAST_CORRELATION = 0.3
+"""Below this, or what speech seconds away reaches, the best of the shifts is chance and no time is given."""
+LEAST_FRAMES = 24
+STIFF = 1e-3
+"""Standard deviation of the opening below which a mouth does not move: less than a pixel's flicker."""
+
+
+def speaker(sample: Sample) -> Character:
+    """The clip's character, with the voice that clips of the world give it."""
+    if sample.character is None:
+        raise ImpossibleError("the clip's character is not known: expected `character`, its seed in the cartoon world")
+    return character(sample.character, n_voices=len(VOICES) - len(HELD_OUT_VOICES))
+
+
+def aligned(sample: Sample) -> Alignment:
+    """The transcript laid onto the clip's speech. Raises `ImpossibleError` if that cannot be done."""
+    voice = speaker(sample).voice
+    return _aligned(sample.video, sample.video.stat().st_mtime_ns, sample.transcript, voice)
+
+
+@functools.lru_cache(maxsize=2)
+def _aligned(video: Path, changed: int, transcript: str, voice: int) -> Alignment:
+    """Kept for the next metric of the same clip; `changed` is part of the key."""
+    sound = Sample(name=video.stem, video=video, transcript=transcript).samples(clock.AUDIO_RATE)
+    return align(sound, rendition(transcript, voice))
+
+
+def _note(found: Alignment) -> dict[str, str]:
+    text = f"confidence {found.confidence:.2f}, {100 * found.skipped:.0f} % of the transcript's sound not found"
+    return {"alignment": text}
+
+
+def demanded(speech: Speech, n_frames: int, strength: float, late: float = 0.0) -> Tensor:
+    """(T,) the opening that the world would draw for `speech`, `late` seconds after it."""
+    return mouth_track(speech, n_frames, offset=late, strength=strength).opening
+
+
+def best_shift(opening_T: Tensor, speech: Speech, strength: float) -> tuple[float, float]:
+    """(seconds by which the picture is late, correlation there): whole frames, then parts, then a parabola."""
+    frame = 1 / clock.VIDEO_FPS
+
+    def at(late: float) -> float:
+        return correlation(opening_T, demanded(speech, opening_T.shape[0], strength, late))
+
+    rough = max(range(-SHIFTS, SHIFTS + 1), key=lambda k: at(k * frame)) * frame
+    steps = [rough + k * frame / FINE for k in range(-FINE, FINE + 1)]
+    found = [at(late) for late in steps]
+    k = max(range(len(steps)), key=found.__getitem__)
+    if not 0 < k < len(steps) - 1:
+        return steps[k], found[k]
+    bend = found[k - 1] - 2 * found[k] + found[k + 1]
+    part = 0.5 * (found[k - 1] - found[k + 1]) / bend if bend < 0 else 0.0
+    return steps[k] + part * frame / FINE, found[k]
+
+
+def chance_correlation(opening_T: Tensor, wanted_T: Tensor) -> float:
+    """The best correlation with the speech of another moment: the largest over all shifts, round the clip's ends, of
+    more than twice what is searched. 0 for clips too short to have any."""
+    away = range(2 * SHIFTS + 1, opening_T.shape[0] - 2 * SHIFTS)
+    return max((correlation(opening_T, wanted_T.roll(k)) for k in away), default=0.0)
+
+
+class MouthTruth:
+    """Mouth in the pixels against the mouth that the generated speech demands.
+
+    Source: our own; the cartoon world's visemes (`world/viseme.py`) for the phoneme times and the loudness of the
+    generated speech, against the dark of the mouth in the picture (`eval/mouth.py`). Units and directions:
+    `sync_ms`, milliseconds by which the picture is late, nearer 0 is better (the mean over clips hides opposite
+    errors: `sync_abs_ms` does not, lower is better); `mouth_correlation`, Pearson's r at that shift, higher is better.
+    It misses the mouth's width and rounding, a delay that changes within a clip (it lowers the correlation), and the
+    alignment's own error of a few milliseconds; a wrong word spoken with the right mouth counts as right only as far
+    as its sound resembles the transcript.
+    """
+
+    figures = (SYNC, SYNC_ABS, MOUTH)
+    version = "visemes on aligned phonemes, version 1"
+
+    def measure(self, sample: Sample) -> Reading:
+        """Series: `opening` (read), `demanded` (at no shift), `loudness`; one value a frame."""
+        who, found = speaker(sample), aligned(sample)
+        opening_T = torch.cat([openings(block, who) for block in sample.blocks(clock.VIDEO_FPS)])
+        loudness_T = envelope(found.speech.samples)
+        count = min(opening_T.shape[0], loudness_T.shape[0])
+        if count < LEAST_FRAMES:
+            raise ImpossibleError(f"expected at least {LEAST_FRAMES} frames with sound, got {count}")
+        opening_T = opening_T[:count]
+        energy = sample.direction[2] if sample.direction is not None else "medium"
+        strength = ARTICULATION.get(energy, ARTICULATION["medium"])
+        wanted_T = demanded(found.speech, count, strength)
+        late, likeness = best_shift(opening_T, found.speech, strength)
+        values: dict[str, float | None] = {
+            "sync_ms": 1000 * late, "sync_abs_ms": 1000 * abs(late), "mouth_correlation": likeness,
+        }  # fmt: skip
+        chance = chance_correlation(opening_T, wanted_T)
+        reason = None
+        if float(opening_T.std()) < STIFF:
+            values["mouth_correlation"], reason = 0.0, "the mouth does not move"
+        elif likeness < max(chance, LEAST_CORRELATION):
+            reason = f"the mouth follows the speech no better ({likeness:.2f}) than that of seconds away ({chance:.2f})"
+        elif abs(late) > (SHIFTS + 0.5) / clock.VIDEO_FPS:
+            reason = f"the best shift lies at the edge of the search, {1000 * late:.0f} ms"
+        reasons = {}
+        if reason is not None:
+            values |= {"sync_ms": None, "sync_abs_ms": None}
+            reasons = {"sync_ms": reason, "sync_abs_ms": reason}
+        series = {
+            "opening": opening_T.tolist(), "demanded": wanted_T.tolist(), "loudness": loudness_T[:count].tolist(),
+        }  # fmt: skip
+        return Reading(values=values, reasons=reasons, series=series, notes=_note(found))
+
+
+def read_words(path: Path) -> list[Word]:
+    """A JSON list of [word, start, end] in seconds."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        words = [Word(text=str(text), start=float(start), end=float(end)) for text, start, end in entries]
+    except OSError as error:
+        raise DataError(f"cannot read the words' times {path}: {error}") from None
+    except (ValueError, TypeError, json.JSONDecodeError):
+        raise DataError(f"{path}: expected a JSON list of [word, start, end] in seconds") from None
+    if not all(math.isfinite(w.start) and math.isfinite(w.end) for w in words):
+        raise DataError(f"{path}: expected times in seconds, got one that is no number")
+    return words
+
+
+def spoken(words: list[Word] | tuple[Word, ...], seconds: float) -> list[int]:
+    """How many words have ended at each 1/24 s from 0 to `seconds`."""
+    ends = sorted(w.end for w in words)
+    return [bisect.bisect_right(ends, k / clock.VIDEO_FPS + 1e-9) for k in range(int(seconds * clock.VIDEO_FPS) + 1)]
+
+
+def _plain(word: Word) -> str:
+    return "".join(c for c in word.text.lower() if c.isalnum())
+
+
+class PointerTruth:
+    """What the pointer said was spoken against what was.
+
+    Source: our own; the pointer's word times (`Sample.words`) against those of the alignment. `pointer_words`: mean
+    over every 1/24 s of the clip of the absolute difference between the numbers of words ended, in words;
+    `pointer_ms`: median absolute difference between the ends of the same word, in milliseconds. Lower is better.
+    It misses the pointer's position within a word, and the alignment's own error, which is of the order of 10 ms; a
+    word that was left out counts as spoken where it would have been.
+    """
+
+    figures = (POINTER_WORDS, POINTER_MS)
+    version = "word ends on aligned speech, version 1"
+
+    def measure(self, sample: Sample) -> Reading:
+        """Series: `words_pointer` and `words_spoken`, words ended at each 1/24 s."""
+        if sample.words is None:
+            raise ImpossibleError("the clip has no word times: expected `words`, a JSON list of [word, start, end]")
+        told, found = read_words(sample.words), aligned(sample)
+        true = found.speech.words
+        seconds = found.speech.seconds
+        pointer, exact = spoken(told, seconds), spoken(true, seconds)
+        apart = [abs(a - b) for a, b in zip(pointer, exact, strict=True)]
+        matcher = difflib.SequenceMatcher(None, [_plain(w) for w in told], [_plain(w) for w in true], autojunk=False)
+        same = [(m.a + k, m.b + k) for m in matcher.get_matching_blocks() for k in range(m.size)]
+        values: dict[str, float | None] = {"pointer_words": sum(apart) / len(apart), "pointer_ms": None}
+        reasons = {}
+        if same:
+            values["pointer_ms"] = 1000 * statistics.median(abs(told[i].end - true[j].end) for i, j in same)
+        else:
+            reasons["pointer_ms"] = f"none of the pointer's {len(told)} words is one of the transcript's {len(true)}"
+        return Reading(
+            values=values, reasons=reasons, notes=_note(found),
+            series={"words_pointer": [float(v) for v in pointer], "words_spoken": [float(v) for v in exact]},
+        )  # fmt: skip
+
+
+def metrics(options: Options) -> list[ClipMetric | SetMetric | Unavailable]:
+    """Neither needs a model: the world's teacher is part of the package."""
+    return [MouthTruth(), PointerTruth()]
