@@ -15,7 +15,7 @@ from streamchar.serve.protocol import Event, Message, Start, parse_event
 from streamchar.serve.vault import Vault
 from streamchar.serve.worker import Worker
 
-TEXT = "one two three four five six seven eight nine ten eleven twelve"
+TEXT = "one two three four five six seven eight nine ten eleven twelve "
 
 
 def worker(folder: Path, *, speed: float = 200.0, start: bool = True, **limits: Any) -> Worker:

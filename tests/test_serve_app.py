@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -45,9 +46,10 @@ class House:
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        line.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        answer = line.getresponse()
-        return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
+        with contextlib.closing(line):
+            line.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            answer = line.getresponse()
+            return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
 
     def close(self) -> None:
         self.server.should_exit = True

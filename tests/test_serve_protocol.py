@@ -64,8 +64,8 @@ def test_a_bad_message_says_what_is_wrong(text, code, about):
 
 
 def test_an_illegal_message_names_the_legal_ones():
-    with pytest.raises(ProtocolError, match="interrupt is not possible while listening; possible: say, p") as caught:
-        Machine(phase="listening").take("interrupt")
+    with pytest.raises(ProtocolError, match="resume is not possible while listening; possible: say, i") as caught:
+        Machine(phase="listening").take("resume")
     assert caught.value.code == "illegal" and caught.value.legal == LEGAL["listening"]
     with pytest.raises(ProtocolError, match="possible: nothing"):
         Machine(phase="closed").take("say")

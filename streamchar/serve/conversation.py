@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import replace
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -64,8 +63,6 @@ async def _begin(socket: WebSocket, worker: Worker, bucket: Bucket) -> Live | No
                 start, record, path, later = await asyncio.to_thread(
                     worker.floor.vault.find, message.session, message.frames
                 )
-                if record.frames < message.frames:  # the client holds listening on top of it
-                    record = replace(record, frames=min(message.frames, record.frames + 24 * 3600))
                 live = Live(start, Outbox(), record=record, address=address)
                 await asyncio.to_thread(worker.open, live, Opening(path=path, later=tuple(later)))
                 return live

@@ -58,7 +58,9 @@ class Record:
     said: tuple[str, ...] = ()
     """Texts of the turn."""
     offset: int = 0
-    """Frames of the session before the first chunk of speech, listening left in: word times are moved by it."""
+    """Frames of listening before the last chunk of speech: word times are moved by it."""
+    began: int = 0
+    """Frame at which the last chunk of speech began."""
 
 
 class Live:
@@ -94,7 +96,7 @@ class Live:
         self.first_frame = 0.0
         self.stats_at = now()
         self._pipe = Pipe()
-        self._offset = record.offset
+        self._offset, self._began = record.offset, record.began
         self._heard: deque[Spoken] = deque(maxlen=HEARD)
 
     # -- what may be done with it now ---------------------------------------------------------------
@@ -161,6 +163,7 @@ class Live:
             self.turn += 1
             self.said, self.pending, self.begun = [], 0, False
             self._heard.clear()
+            self.pace.skip()  # the player jumps to where listening begins: that is due now
             return Interrupted(spoken=spoken, dropped=dropped, text=" ".join(heard[-40:]))
 
     # -- pieces --------------------------------------------------------------------------------------
@@ -170,7 +173,7 @@ class Live:
         with self.lock:
             place = self.frames
             offset, before = place - clock.frames(chunk.index), self._offset
-            self._offset = offset
+            self._offset, self._began = offset, place
             events: list[Event] = []
             own = float(clock.CHUNK_SECONDS) * chunk.index
             for word in chunk.words:
@@ -232,6 +235,7 @@ class Live:
             return Record(
                 session=self.id, frames=self.frames if frames is None else frames, words=tuple(self.words),
                 base=self.base, spoken=self.spoken, turn=self.turn, said=tuple(self.said), offset=self._offset,
+                began=self._began,
             )
 
     def ready(self, width: int, height: int) -> Ready:

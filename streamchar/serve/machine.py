@@ -20,7 +20,7 @@ Phase = Literal["new", "waiting", "listening", "speaking", "closed"]
 LEGAL: dict[str, tuple[str, ...]] = {
     "new": ("start", "restore"),
     "waiting": ("say", "playhead", "stop"),
-    "listening": ("say", "pause", "snapshot", "playhead", "stop"),
+    "listening": ("say", "interrupt", "pause", "snapshot", "playhead", "stop"),
     "speaking": ("say", "interrupt", "pause", "snapshot", "playhead", "stop"),
     "paused": ("say", "resume", "interrupt", "snapshot", "playhead", "stop"),
     "closed": (),
@@ -28,7 +28,6 @@ LEGAL: dict[str, tuple[str, ...]] = {
 _HINTS = {
     "new": "begin with start",
     "waiting": "wait for ready",
-    "listening": "say something first",
     "paused": "resume first",
     "closed": "connect again",
 }

@@ -49,7 +49,10 @@ class Outbox:
                 self.overrun = True
                 return
             self._items.append(item if isinstance(item, bytes) else dump(item))
-            self.pieces += isinstance(item, bytes)
+            if isinstance(item, bytes):
+                self.pieces += 1
+                if self.pieces == MAX_PIECES:  # full from now on
+                    self._moved = self._clock()
         self._ring()
 
     def close(self) -> None:

@@ -45,6 +45,11 @@ class Pace:
         self._advance()
         self._held = held
 
+    def skip(self) -> None:
+        """The player leaves out what it has not played."""
+        self._advance()
+        self._at = float(self.produced)
+
     def position(self) -> float:
         self._advance()
         return self._at

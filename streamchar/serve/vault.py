@@ -11,9 +11,10 @@ import logging
 import re
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from streamchar import clock
 from streamchar.errors import InputError, StateError
 from streamchar.serve.actor import Actor
 from streamchar.serve.live import Record
@@ -25,6 +26,8 @@ KEEP = 8
 """Snapshots of a session: more chunks than can be on their way to a client."""
 MAX_SESSIONS = 256
 MAX_AGE = 3600.0
+MAX_LISTENING = int(MAX_AGE) * clock.VIDEO_FPS
+"""Frames that a client may hold beyond a snapshot."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -85,11 +88,22 @@ class Vault:
         try:
             start = Start(**json.loads((self._folder / f"{session}.start").read_text(encoding="utf-8")))
             record, latest = self._read(session, chosen), self._read(session, kept[-1])
+            place = self._place(session, chosen, frames)
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("a snapshot cannot be read: %s", error)
             raise unknown from None
+        record = replace(record, frames=place)
         later = list(latest.said[len(record.said) :]) if latest.turn == record.turn else list(latest.said)
         return start, record, self._path(session, chosen, "state"), later
+
+    def _place(self, session: str, chosen: int, frames: int) -> int:
+        """Where the new file begins: where the client's ends, unless that is within a chunk of speech; then where
+        that chunk began, for it is made again."""
+        after = [f for f in self._entries[session] if f > chosen]
+        began = self._read(session, after[0]).began if after else -1
+        if chosen <= began < frames:
+            return began
+        return max(chosen, min(frames, chosen + MAX_LISTENING))
 
     def forget(self, session: str) -> None:
         """The session is over for good."""

@@ -6,7 +6,7 @@ import { Session } from "./session.js";
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token") || "";
 const query = token ? `?token=${encodeURIComponent(token)}` : "";
-const page = { words: [], times: new Map(), phase: "ready", picture: "", recording: "", character: 7, player: null, session: null, jumping: false };
+const page = { words: [], times: new Map(), phase: "ready", picture: "", recording: "", character: 7, player: null, session: null, jumping: false, idleAt: null };
 window.streamchar = page; // for curious people and for tests
 
 function phase(name, text) {
@@ -61,6 +61,7 @@ function follow() {
   requestAnimationFrame(follow);
   if (!page.player) return;
   const now = $("video").currentTime;
+  if (page.idleAt !== null && now >= page.idleAt && page.phase === "speaking") phase("listening");
   let current = -1;
   for (const [index, word] of page.times) {
     const span = page.words[index];
@@ -138,15 +139,16 @@ function begin(text) {
       phase(page.phase === "paused" ? "paused" : "listening");
       return undefined;
     },
-    said: (event) => { addWords(event.first, event.words); phase(page.phase === "paused" ? "paused" : "speaking"); },
+    said: (event) => { page.idleAt = null; addWords(event.first, event.words); phase(page.phase === "paused" ? "paused" : "speaking"); },
     spoken: (event) => { page.times.set(event.index, event); page.cuesFor = -1; },
     chunk: (event) => {
       if (page.jumping && event.kind === "listening") { player.jump(event.frames / 24); page.jumping = false; }
     },
     piece: (bytes) => { player.append(bytes); $("mp4").disabled = $("vtt").disabled = false; },
-    idle: () => { if (page.phase === "speaking") phase("listening"); },
+    idle: (event) => { page.idleAt = event.frames / 24; },
     interrupted: (event) => {
       page.jumping = true;
+      page.idleAt = null;
       for (const index of [...page.times.keys()]) if (index >= event.spoken) page.times.delete(index);
       page.words.forEach((span, index) => { if (index >= event.spoken && !span.classList.contains("spoken")) span.classList.add("dropped"); });
       page.cuesFor = -1;
@@ -154,10 +156,10 @@ function begin(text) {
       if (page.phase !== "paused") phase("listening");
     },
     paused: () => { player.pause(); phase("paused"); },
-    resumed: () => { player.resume(); phase("listening"); },
+    resumed: () => { player.resume(); phase(page.idleAt === null ? "speaking" : "listening"); },
     stats: (event) => {
       page.stats = event;
-      $("factor").textContent = event.factor ? `${event.factor.toFixed(1)} × real time` : "–";
+      $("factor").textContent = event.factor ? `${event.factor.toFixed(1)} ×` : "–";
       $("lead").textContent = `${event.lead.toFixed(1)} s`;
       $("sessions").textContent = `${event.sessions} of ${event.capacity}${event.waiting ? `, ${event.waiting} wait` : ""}`;
     },
