@@ -197,7 +197,7 @@ class FidWorld:
         self.net = load_worldnet() if folder is None else load_worldnet(folder)
         config = self.net.config
         self.version = (
-            f"worldnet {config.version}, {config.features} features; {WORLD_FRAMES} frames, {config.size} pixels"
+            f"{self.net.version}, {config.features} features; {WORLD_FRAMES} frames, {config.size} pixels"
         )
 
     def features(self, sample: Sample) -> Tensor:

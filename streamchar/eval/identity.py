@@ -24,8 +24,11 @@ from streamchar.eval.frechet import spread
 from streamchar.eval.metric import ClipMetric, Figure, ImpossibleError, Options, Reading, SetMetric, Unavailable
 from streamchar.eval.sample import Sample
 from streamchar.eval.worldnet import WorldNet, load_worldnet
+from streamchar.types import Speech
 from streamchar.world.character import Character, character
-from streamchar.world.render import draw_frame
+from streamchar.world.motion import plan
+from streamchar.world.prompt import Direction
+from streamchar.world.render import draw_frame, render
 
 IDENTITY = Figure(key="identity", title="Identity", unit="mean cosine", better="higher")
 KEPT = Figure(key="attributes_kept", title="Attributes kept", unit="share", better="higher")
@@ -39,6 +42,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The attributes counted, and the heads that have to be right together."""
 HAIRLESS = ("none", "bald")
+POSES = ("happy", "sad", "surprised", "angry")
 PHOTOGRAPH = "video without a world character"
 
 
@@ -126,10 +130,10 @@ class Identity:
         self.net = load_worldnet() if net is None else net
         self.face = face
         photograph = face.name if face else "none"
-        self.version = f"worldnet {self.net.config.version}; photographs: {photograph}; {FRAMES} frames"
+        self.version = f"{self.net.version}; photographs: {photograph}; {FRAMES} frames"
 
     def measure(self, sample: Sample) -> Reading:
-        frames, model = spread(sample, FRAMES), f"worldnet {self.net.config.version}"
+        frames, model = spread(sample, FRAMES), self.net.version
         picture, judged, source = reference_of(sample, frames)
         if sample.character is not None:
             wanted = self.net.embed(self.net.features(picture[None]))
@@ -158,30 +162,43 @@ class Identity:
         return F.cosine_similarity(torch.stack(found), wanted[None]), len(frames_N3HW) - len(found)
 
 
+@lru_cache(maxsize=16)
+def poses(seed: int) -> Tensor:
+    """The still of a character and a moment of it in each of `POSES`, silent, eyes open: (N, 3, 256, 256) uint8."""
+    silence = Speech(samples=torch.zeros(0), text="", phonemes=(), words=(), pitch=torch.zeros(0))
+    who, frames = character(seed), [still(seed)]
+    for mood in POSES:
+        track = plan(silence, Direction(mood=mood), seed, 4)  # the first blink comes after 9 frames
+        frames.append(render(who, track, start=3, stop=4)[0])
+    return torch.stack(frames)
+
+
 def readable(net: WorldNet, who: Character) -> dict[str, tuple[str, ...]]:
-    """The parts whose heads all read the character's own still right: of the others a loss could not be told from
-    the net's own error. Hair colour counts only where there is hair."""
-    seen, truth = net.read(net.features(still(who.seed)[None])), who.attributes()
+    """The parts whose heads all read the character's own drawn pictures right, the still and four moods: of the
+    others a loss could not be told from the net's own error. Hair colour counts only where there is hair."""
+    seen, truth = net.read(net.features(poses(who.seed))), who.attributes()
     wanted = dict(PARTS)
     if who.hair_style in HAIRLESS:
         wanted["hair"] = ("hair_style",)
-    return {part: names for part, names in wanted.items() if all(seen[name][0] == truth[name] for name in names)}
+    return {p: names for p, names in wanted.items() if all(set(seen[name]) == {truth[name]} for name in names)}
 
 
 class AttributesKept:
     """Share of frames x {hair, eyes, clothes} that the world's net reads as the character's (48 frames).
 
     Source: ours (the cartoon world knows the truth). Unit: share, [0, 1]; higher is better. Hair is style and colour,
-    eyes the iris, clothes their kind and colour; a part counts only where the net reads the drawn still right. Truth
-    scores below 1 (`assets/worldnet/README.md`): in a blink no iris is seen, and an arm may hide clothes. It misses
-    everything else (face shape, proportions, backdrop), and an attribute that turns into another of the same label.
+    eyes the iris, clothes their kind and colour; a part counts only where the net reads the character's drawn pictures
+    right, the still and four moods, and a character of which it so reads nothing has no figure. How well the net reads
+    and what truth scores stands in `assets/worldnet/README.md`: below 1, as in a blink no iris is seen, and an arm may
+    hide clothes. It misses everything else (face shape, proportions, backdrop), and an attribute that turns into
+    another of the same label.
     """
 
     figures = (KEPT,)
 
     def __init__(self, net: WorldNet | None = None) -> None:
         self.net = load_worldnet() if net is None else net
-        self.version = f"worldnet {self.net.config.version}; {FRAMES} frames; hair, iris, clothes"
+        self.version = f"{self.net.version}; {FRAMES} frames; hair, iris, clothes"
 
     def measure(self, sample: Sample) -> Reading:
         if sample.character is None:
@@ -189,7 +206,7 @@ class AttributesKept:
         who = character(sample.character)
         parts = readable(self.net, who)
         if not parts:
-            raise ImpossibleError(f"the net reads no attribute of character {who.seed}'s own still right")
+            raise ImpossibleError(f"the net reads no attribute of character {who.seed}'s own drawn pictures right")
         seen, truth = self.net.read(self.net.features(spread(sample, FRAMES))), who.attributes()
         kept = {
             part: [all(seen[n][i] == truth[n] for n in names) for i in range(len(seen[names[0]]))]
@@ -197,7 +214,9 @@ class AttributesKept:
         }
         frames = list(zip(*kept.values(), strict=True))
         notes = {part: f"{sum(flags) / len(flags):.2f}" for part, flags in kept.items()}
-        notes |= {part: "not read right on the still; left out" for part in PARTS if part not in parts}
+        notes |= {
+            part: "not read right on drawn pictures of the character; left out" for part in PARTS if part not in parts
+        }
         curve = [sum(flags) / len(flags) for flags in frames]
         return Reading(values={KEPT.key: sum(curve) / len(curve)}, notes=notes, series={"attributes_kept": curve})
 

@@ -7,6 +7,7 @@ C classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +34,6 @@ class WorldNetConfig:
     widths: tuple[int, ...] = (40, 80, 128)
     features: int = 128
     embedding: int = 64
-    version: str = "1"
 
 
 class _Residual(nn.Module):
@@ -54,6 +54,8 @@ class WorldNet(nn.Module):
     def __init__(self, config: WorldNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.version = "worldnet, untrained"
+        """Names the weights: two nets' figures are not comparable. Set by `load_worldnet`."""
         stages: list[nn.Module] = []
         width = 3
         for i, wider in enumerate(config.widths):
@@ -111,4 +113,6 @@ class WorldNet(nn.Module):
 @lru_cache(maxsize=2)
 def load_worldnet(folder: Path = FOLDER) -> WorldNet:
     """The net of a folder, in evaluation mode; raises `CheckpointError` if there is none."""
-    return load_component(WorldNet, WorldNetConfig, folder).requires_grad_(False)
+    net = load_component(WorldNet, WorldNetConfig, folder).requires_grad_(False)
+    net.version = f"worldnet {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()[:8]}"
+    return net
