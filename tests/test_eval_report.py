@@ -158,7 +158,7 @@ def test_markdown_says_the_same(ours: Path) -> None:
     write_report(ours)
     text = (ours / "report.md").read_text(encoding="utf-8")
     assert "| Word error rate ↓ | 0.100 | 0.000 to 0.200 | 2 | errors per word | net 1 |" in text
-    assert "- FID, FVD: no <weights> given" in text
+    assert "- FID · FVD: no <weights> given" in text
     assert "~~friend.~~ **friends**" in text
     assert text.index("| two |") < text.index("| one |")  # the better clip first
 

@@ -30,8 +30,8 @@ from streamchar.eval.pages.words import marked_text
 __all__ = ["Comparison", "compare", "ranking", "write_comparison", "write_report"]
 
 HEADLINES = (
-    "wer", "sync_d", "sync_c", "sync_offset_frames", "speaker_similarity", "dnsmos", "identity", "quality_drift", "fid",
-    "fid_world", "rtf",
+    "wer", "sync_offset_frames", "sync_d", "mouth_correlation", "identity", "quality_drift", "rtf",
+    "speaker_similarity", "dnsmos", "fid_world", "fid",
 )  # fmt: skip
 TILES = 6
 MARKED_CLIPS = 12
@@ -177,7 +177,7 @@ def _table(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
             rows.append(f'<tr class="head"><th colspan="{wide}">{heading}</th></tr>')
         known = entry.figure
         if entry.mean is None:
-            titles = ", ".join(evaluation.entries[k].figure.title for k in same)
+            titles = " · ".join(evaluation.entries[k].figure.title for k in same)
             rows.append(
                 f'<tr class="none"><td>{html.escape(titles)}</td><td class="n">not measured</td>'
                 f'<td class="reason" colspan="{wide - 2}">{html.escape(entry.reason)}</td></tr>'
@@ -188,7 +188,9 @@ def _table(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
             f"{ARROWS[known.better]}</span></td>"
         )
         true = ""
-        samples = f"<small>{html.escape(entry.samples)}</small>" if entry.samples else ""
+        sizes = entry.samples.split(";")[0]  # the rest stands among the warnings
+        samples = f"<small>{html.escape(sizes)}</small>" if sizes else ""
+        version = html.escape(entry.version)
         if ceiling is not None:
             value = _ceiling_value(ceiling, entry) or "–"
             true = f'<td class="n truth" data-name="{html.escape(ceiling.name)}">{value}</td>'
@@ -197,7 +199,7 @@ def _table(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
             f'<td class="n range">{interval_text(entry) or "–"}</td>'
             f'<td class="n count" data-name="clips">{entry.count}</td>{true}'
             f'<td class="soft unit">{html.escape(known.unit)}</td><td class="by">'
-            f"{html.escape(entry.version)}{samples}</td></tr>"
+            f'<span class="short" title="{version}">{version}</span>{samples}</td></tr>'
         )
     return "".join([*rows, "</tbody></table>"])
 
@@ -245,7 +247,7 @@ def _markdown(evaluation: Evaluation, ceiling: Evaluation | None) -> str:
     if missing:
         lines += ["", "## Not measured", ""]
     for key, same in missing.items():
-        titles = ", ".join(evaluation.entries[k].figure.title for k in same)
+        titles = " · ".join(evaluation.entries[k].figure.title for k in same)
         lines.append(f"- {titles}: {evaluation.entries[key].reason}")
     lines += ["", "## Clips, the best first", ""]
     keys = ordering_keys(evaluation) or ["wer"]

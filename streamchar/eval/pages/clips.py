@@ -22,9 +22,15 @@ WORDS_UP_TO = 20.0
 """Seconds; the words of a longer clip would lie over each other."""
 TOLD = ("errors", "sound")
 """Notes that stand under the transcript; the others are folded away with the figures."""
-ORDER = ("wer", "sync_d", "sync_c", "identity", "attributes_kept", "speaker_similarity", "dnsmos", "quality_drift")
+ORDER = (
+    "wer", "sync_d", "sync_c", "mouth_correlation", "identity", "attributes_kept", "speaker_similarity", "dnsmos",
+    "quality_drift",
+)  # fmt: skip
 """What the order of clips goes by: figures of a clip itself that have a better end."""
-CHIPS = ("wer", "sync_offset_frames", "sync_d", "speaker_similarity", "dnsmos", "quality_drift", "identity", "rtf")
+CHIPS = (
+    "wer", "sync_offset_frames", "sync_d", "mouth_correlation", "identity", "speaker_similarity", "dnsmos",
+    "quality_drift", "rtf",
+)  # fmt: skip
 
 
 def standing(value: float, better: Better) -> float:
