@@ -97,9 +97,8 @@ class Distillation(nn.Module):
 
     def __init__(self, student: Models, fake: Models, *, orchestrator: bool) -> None:
         super().__init__()
-        # frozen, it may be the teacher's own: a billion weights are not held twice
-        own = deepcopy(student.orchestrator) if orchestrator else student.orchestrator
-        self.orchestrator = own.requires_grad_(orchestrator)
+        # a copy even where it is frozen: a checkpoint is loaded into it, and must not change the teacher
+        self.orchestrator = deepcopy(student.orchestrator).requires_grad_(orchestrator)
         self.dit = deepcopy(student.dit).requires_grad_(True)
         self.fake_dit = deepcopy(fake.dit).requires_grad_(True)
         self.fake_orchestrator = deepcopy(fake.orchestrator).requires_grad_(True) if orchestrator else None

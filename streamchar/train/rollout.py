@@ -316,7 +316,7 @@ def train_rollout(
     grow: int = 40, warmup: int = 60,
 ) -> None:
     """Train stage II for `minutes` from stage I's student in `start`; writes a model folder and a checkpoint."""
-    if no_stage_1 == (start is not None):
+    if no_stage_1 == (start is not None) and (no_stage_1 or not resume):
         raise InputError(
             "rollout begins from stage I's student: give --start DIR, or --no-stage-1 to begin from the teacher; "
             f"got {'both' if no_stage_1 else 'neither'}"
