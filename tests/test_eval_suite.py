@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -105,10 +106,11 @@ class Painter:
 
 
 @pytest.fixture
-def cards(tmp_path: Path) -> Protocol:
-    """Four items with pictures of their own."""
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Protocol:
+    """Four items with pictures of their own, on a machine with nothing else to do."""
     from PIL import Image
 
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5), raising=False)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "who.png")
     items = tuple(
         Item(name=n, transcript=f"one {n}", picture=tmp_path / "who.png", noise_seed=i) for i, n in enumerate(NAMES)
@@ -167,6 +169,16 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(cards: Protocol, tmp_p
     newer = Light(version="2")
     evaluation.run(plan(cards, out, Painter()), [newer], cache)
     assert newer.calls == Counter(NAMES)  # another version measures anew
+
+
+def test_a_speed_measured_beside_other_work_says_so(
+    cards: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for load, busy in ((0.9, False), (64.0 + (os.cpu_count() or 1), True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load), raising=False)
+        cache = Cache(tmp_path / f"cache{load}")
+        value = evaluation.run(plan(cards.first(1), tmp_path / f"{load}", Painter()), [], cache)
+        assert any("busy machine" in w for w in value["warnings"]) == busy
 
 
 def test_other_noise_or_another_model_is_another_clip(cards: Protocol, tmp_path: Path) -> None:

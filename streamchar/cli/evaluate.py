@@ -326,10 +326,12 @@ def _finish(out: Path, value: Mapping[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from streamchar.eval.compare import results
+    from streamchar.eval.compare import results, unmeasured
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(results(value))
+    for line in unmeasured(value):
+        console.print(f"– {line}", style="dim", highlight=False, markup=False)
     for warning in value["warnings"]:
         console.print(f"! {warning}", style="yellow", highlight=False, markup=False)
     console.print(page, highlight=False)

@@ -105,20 +105,24 @@ def dashes(found: Comparison) -> list[str]:
 
 
 def results(value: Mapping[str, Any]) -> Table:
-    """The figures of one evaluation, as in its metrics.json."""
+    """The figures of one evaluation that could be measured, as in its metrics.json."""
     shown = Table(title=f"{value['name']}: {len(value['clips'])} clips, {value['protocol']['name']}", title_style="dim")
     shown.add_column("figure")
-    shown.add_column("mean", justify="right")
-    shown.add_column("95 % interval, or why not")
-    shown.add_column("clips", justify="right")
+    for name in ("mean", "95 % interval", "clips"):
+        shown.add_column(name, justify="right")
     for key, mean in value["mean"].items():
-        if mean is None and value["reasons"][key] == NOT_CHOSEN:
-            continue
-        figure, bounds = value["figures"][key], value["interval"][key]
-        title = f"{figure['title']} {ARROWS[figure['better']]}".strip()
-        if mean is None:
-            shown.add_row(title, "–", Text(value["reasons"][key], style="dim"), "0")
-            continue
-        interval = "" if bounds is None else f"{bounds[0]:.4g} to {bounds[1]:.4g}"
-        shown.add_row(title, f"{mean:.4g}", interval, str(value["count"][key]))
+        if mean is not None:
+            figure, bounds = value["figures"][key], value["interval"][key]
+            interval = "" if bounds is None else f"{bounds[0]:.4g} to {bounds[1]:.4g}"
+            title = f"{figure['title']} {ARROWS[figure['better']]}".strip()
+            shown.add_row(title, f"{mean:.4g}", interval, str(value["count"][key]))
     return shown
+
+
+def unmeasured(value: Mapping[str, Any]) -> list[str]:
+    """`figures: why` of what metrics.json has null, without what was not asked for."""
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in value["reasons"].items():
+        if reason != NOT_CHOSEN:
+            by_reason.setdefault(reason, []).append(value["figures"][key]["title"])
+    return [f"{', '.join(titles)}: {reason}" for reason, titles in by_reason.items()]

@@ -28,6 +28,7 @@ from streamchar.eval.protocol import Item, Protocol, content_hash, digest
 from streamchar.eval.sample import Sample
 from streamchar.eval.suite import (
     NOT_CHOSEN,
+    Clip,
     Generator,
     Metric,
     RealTime,
@@ -35,7 +36,6 @@ from streamchar.eval.suite import (
     Scores,
     Watch,
     make_clips,
-    place_clip,
     silent,
 )  # fmt: skip
 
@@ -131,6 +131,7 @@ def run(plan: Plan, metrics: Sequence[Metric], cache: Cache, watch: Watch = sile
     scores = scorer.score(samples, references)
     warnings = [f"{c.item.name}: {w}" for c in clips for w in c.warnings]
     warnings += [f"{name} could not be made and does not count: {why}" for name, why in failed.items()]
+    warnings += _busy(clips, about["cores"])
     protocol = plan.protocol
     block = {
         "name": protocol.name, "clips": len(items), "seconds": protocol.seconds, "seed": protocol.seed,
@@ -142,6 +143,28 @@ def run(plan: Plan, metrics: Sequence[Metric], cache: Cache, watch: Watch = sile
     value = summary(plan.out, samples, scores, block, about, plan.model, warnings, failed=_named(items, failed))
     _write(plan.out, samples, scores, value)
     return value
+
+
+def place_clip(clip: Clip, folder: Path) -> Sample:
+    """The clip and its words under its name in `folder`, beside the inputs that `item` has there."""
+    item, video, words = clip.item, folder / f"{clip.item.name}.mp4", folder / f"{clip.item.name}.words.json"
+    place_file(clip.video, video)
+    write_json(words, [list(w) for w in clip.words])
+    return Sample(
+        name=item.name, video=video, transcript=item.transcript, character=item.character, prompt=item.prompt or None,
+        direction=item.direction, voice=item.voice, picture=item.picture, words=words, rtf=clip.rtf,
+    )  # fmt: skip
+
+
+def _busy(clips: Sequence[Clip], cores: int | None) -> list[str]:
+    """A warning if the speed was measured beside other work."""
+    load = max((c.load for c in clips if c.rtf is not None), default=0.0)
+    if cores is None or load <= cores + 0.5:
+        return []
+    return [
+        f"the real-time factor was measured on a busy machine (load {load:.1f} on {cores} cores): it can be far lower; "
+        "give another --cache to generate anew when nothing else runs"
+    ]
 
 
 def _named(items: Sequence[Item], failed: Mapping[str, str]) -> list[tuple[str, str, str]]:

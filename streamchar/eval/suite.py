@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from streamchar.errors import DataError, InputError, StreamCharError
-from streamchar.eval.cache import ABOUT, CLIP, Cache, fingerprint, place_file, source_hash, write_json
+from streamchar.eval.cache import ABOUT, CLIP, Cache, fingerprint, source_hash, write_json
 from streamchar.eval.metric import ClipMetric, Figure, ImpossibleError, Options, Reading, SetMetric, Unavailable
 from streamchar.eval.protocol import Item, digest
 from streamchar.eval.sample import Sample
@@ -147,19 +148,22 @@ class Clip:
     rtf: float | None
     no_rtf: str
     warnings: tuple[str, ...]
+    load: float
+    """Of the machine just before it was made."""
 
 
 def make_clip(item: Item, generator: Generator, cache: Cache, machine: Mapping[str, Any]) -> Clip:
     """From the cache, or made now. Raises what the generator raises."""
-    key = digest([generator.key, item.fingerprint])
+    key = digest(["clip 2", generator.key, item.fingerprint])  # 2: what ABOUT holds
     found = cache.clip(key)
     if found is None:
+        before = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         with cache.new_clip(key) as folder:
             made = generator(item, folder / CLIP)
             write_json(folder / ABOUT, {
                 "item": item.name, "seconds": made.seconds, "wall_seconds": made.wall_seconds,
                 "words": [[w.text, w.start, w.end] for w in made.words], "warnings": list(made.warnings),
-                "machine": dict(machine),
+                "machine": dict(machine), "load": before,
             })  # fmt: skip
         found = cache.clip(key)
         if found is None:
@@ -172,7 +176,10 @@ def make_clip(item: Item, generator: Generator, cache: Cache, machine: Mapping[s
         else:
             reason = f"made earlier on another machine ({about['machine']}); give another --cache to measure it here"
     words = tuple((str(w), float(a), float(b)) for w, a, b in about["words"])
-    return Clip(item=item, video=video, words=words, rtf=rtf, no_rtf=reason, warnings=tuple(about["warnings"]))
+    return Clip(
+        item=item, video=video, words=words, rtf=rtf, no_rtf=reason, warnings=tuple(about["warnings"]),
+        load=about["load"],
+    )  # fmt: skip
 
 
 def make_clips(
@@ -382,14 +389,3 @@ def _why(error: Exception) -> str:
     """Our own errors explain themselves; others need their type."""
     text = " ".join(str(error).split())
     return text if isinstance(error, StreamCharError) else f"{type(error).__name__}: {text}"
-
-
-def place_clip(clip: Clip, folder: Path) -> Sample:
-    """The clip and its words under its name in `folder`, beside the inputs that `item` has there."""
-    item, video, words = clip.item, folder / f"{clip.item.name}.mp4", folder / f"{clip.item.name}.words.json"
-    place_file(clip.video, video)
-    write_json(words, [list(w) for w in clip.words])
-    return Sample(
-        name=item.name, video=video, transcript=item.transcript, character=item.character, prompt=item.prompt or None,
-        direction=item.direction, voice=item.voice, picture=item.picture, words=words, rtf=clip.rtf,
-    )  # fmt: skip
