@@ -236,11 +236,12 @@ class Whisper:
 
     def __init__(self, model: str) -> None:
         import torch
-        from transformers import AutoProcessor, WhisperForConditionalGeneration
+        from transformers import AutoProcessor, WhisperConfig, WhisperForConditionalGeneration
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         kind = torch.float16 if self.device == "cuda" else torch.float32
         try:
+            WhisperConfig.from_pretrained(model)  # one file first: without a network each takes half a minute to fail
             self.processor = AutoProcessor.from_pretrained(model)
             self.model: Any = WhisperForConditionalGeneration.from_pretrained(model, dtype=kind)
         except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from torch import Tensor
 
 from streamchar import clock
@@ -93,7 +94,7 @@ def sound(sample: Sample, rate: int) -> Tensor | None:
         try:
             with av.open(str(sample.video)) as container:
                 silent = not container.streams.audio
-        except (av.FFmpegError, OSError):
+        except (FFmpegError, OSError):
             silent = False
         if silent:
             return None
@@ -222,4 +223,4 @@ def metrics(options: Options) -> list[ClipMetric | SetMetric | Unavailable]:
     try:
         return [WordErrorRate(recogniser(options))]
     except MissingError as error:
-        return [Unavailable(figures=FIGURES, reason=f"the recogniser {options.recogniser} {error}")]
+        return [Unavailable(figures=FIGURES, reason=f"{options.recogniser}: {error}")]
