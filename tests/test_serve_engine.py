@@ -340,3 +340,16 @@ def test_the_engine_survives_any_conversation(engine, steps, talkative):
     engine.gone(seat.live)
     until(lambda: seat.live.id not in engine.floor.lives)
     assert engine.floor.metrics.failed.value == 0
+
+
+def test_a_player_that_ran_dry_is_given_more():
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    pace.deliver(24)
+    for _ in range(4):
+        now[0] += 0.5
+        pace.report(0.2)
+    assert pace.extra == pytest.approx(1.2)
+    pace.hold(True)
+    pace.report(0.2)
+    assert pace.extra == pytest.approx(1.2), "a pause is not that"

@@ -38,17 +38,29 @@ PAGES |= {name: (name, "text/javascript") for name in SCRIPTS}
 _STATUS = {"forbidden": 403, "busy": 503, "shutting-down": 503, "too-long": 413, "too-large": 413, "rate": 429}
 
 
+class Protected:
+    """Puts `HEADERS` on every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
 def build(worker: Worker, guard: Guard) -> FastAPI:
     """The application of one worker."""
     app = FastAPI(title="streamchar", docs_url=None, redoc_url=None, openapi_url=None)
     web = Path(str(resources.files("streamchar") / "assets" / "web"))
 
-    @app.middleware("http")
-    async def _headers(request: Request, call: Any) -> Response:
-        response = await call(request)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+    app.add_middleware(Protected)
+    drawing = asyncio.Semaphore(1)
 
     @app.exception_handler(ProtocolError)
     async def _refused(request: Request, error: ProtocolError) -> Response:
@@ -81,7 +93,10 @@ def build(worker: Worker, guard: Guard) -> FastAPI:
     async def picture(request: Request, seed: int) -> Response:
         let_in(request)
         try:
-            data = await asyncio.to_thread(gallery.picture, seed)
+            async with drawing:
+                if worker.floor.draining:
+                    raise ProtocolError("shutting-down", "the server is being restarted", "try again in a few seconds")
+                data = await asyncio.to_thread(gallery.picture, seed)
         except InputError as error:
             raise ProtocolError("bad-input", str(error)) from None
         return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})

@@ -113,6 +113,8 @@ def _enter(floor: Floor, live: Live) -> None:
     for message in early:
         floor.safely(live, lambda message=message: _obey(floor, live, message))
     with live.lock:
+        # in the middle of speech nothing may come between: a chunk that is made again lies where it lay
+        live.begun = opening.path is not None and not actor.finished
         live.machine = live.machine.admitted(speaking=not actor.finished or bool(live.pending))
     floor.settle(live)
     floor.save(live)

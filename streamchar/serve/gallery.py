@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import threading
 from typing import Any
 
 from streamchar.errors import InputError
@@ -17,7 +16,6 @@ PROMPTS = (
     "calm and friendly", "happy, waving", "excited, with open hands", "serious, pointing up",
     "shy and quiet", "sad and slow", "surprised, leaning in", "angry, shaking the head",
 )  # fmt: skip
-_DRAWING = threading.Semaphore(1)
 
 
 def characters() -> list[dict[str, Any]]:
@@ -53,8 +51,7 @@ def picture(seed: int) -> bytes:
     from streamchar.world.character import character
     from streamchar.world.render import draw_frame
 
-    with _DRAWING:
-        pixels = draw_frame(character(seed), size=SIZE).permute(1, 2, 0).numpy()
+    pixels = draw_frame(character(seed), size=SIZE).permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

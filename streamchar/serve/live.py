@@ -59,7 +59,7 @@ class Record:
     """Texts of the turn."""
     offset: int = 0
     """Frames of listening before the last chunk of speech: word times are moved by it."""
-    began: int = 0
+    began: int = -1
     """Frame at which the last chunk of speech began."""
 
 
@@ -115,13 +115,13 @@ class Live:
                 return False
             assert self.actor is not None
             ahead = self.lead() + self.in_flight * float(clock.CHUNK_SECONDS)
-            return not self.actor.finished and ahead < SPEECH_LEAD
+            return not self.actor.finished and ahead < SPEECH_LEAD + self.pace.extra
 
     def wants_listening(self) -> bool:
         """Whether a silent piece is due: nothing to say, or the first word is still being made."""
         with self.lock:
             quiet = self.machine.phase == "listening" or not self.begun
-            return self.playing and quiet and not self.once and self.lead() < LISTEN_LEAD
+            return self.playing and quiet and not self.once and self.lead() < LISTEN_LEAD + self.pace.extra
 
     def lead(self) -> float:
         """Seconds ahead of the player; a download is never ahead of anybody."""

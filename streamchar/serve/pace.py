@@ -10,6 +10,10 @@ from streamchar import clock
 
 SILENCE_SECONDS = 2.0
 """A player that used to report and does not for so long is gone, or asleep."""
+STANDING_SECONDS = 0.1
+"""A player that moves by less between two reports, with something to play, has run dry and wants more to begin again."""
+MORE_SECONDS = 0.4
+MOST_SECONDS = 3.0
 BLIND_SECONDS = 1.0
 """A reported position is carried on by the wall clock for so long."""
 
@@ -25,6 +29,9 @@ class Pace:
         self._reported = False
         self._report_stamp = now()
         self._held = False
+        self._last = self._at
+        self.extra = 0.0
+        """Seconds of lead beyond the usual: browsers ask for more after each time they ran dry."""
 
     @property
     def produced(self) -> Fraction:
@@ -36,7 +43,10 @@ class Pace:
 
     def report(self, at: float) -> None:
         """The player says where it is."""
-        self._reported = True
+        if self._reported and not self._held:
+            standing = abs(at - self._last) < STANDING_SECONDS and float(self.produced) - at > STANDING_SECONDS
+            self.extra = min(MOST_SECONDS, self.extra + MORE_SECONDS) if standing else max(0.0, self.extra - 0.02)
+        self._reported, self._last = True, at
         self._at = min(max(0.0, at), float(self.produced))
         self._stamp = self._report_stamp = self._now()
 

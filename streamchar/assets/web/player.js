@@ -105,10 +105,24 @@ export class Player {
         break;
       }
     }
+    this.nudge();
     if (this.wanted && video.paused && this.end() - video.currentTime >= PREBUFFER) {
       this.running = true;
       const playing = video.play();
       if (playing) playing.catch(() => { this.blocked = true; });
+    }
+  }
+
+  // A browser that ran dry may wait for more than the server gives ahead: after a second a seek in place wakes it.
+  nudge() {
+    const video = this.video;
+    const now = performance.now();
+    const stuck = this.wanted && !video.paused && !video.seeking && video.readyState < 3 && this.end() - video.currentTime > PREBUFFER;
+    if (!stuck || this.stuckAt === undefined) this.stuckAt = stuck ? now : undefined;
+    else if (now - this.stuckAt > 1000) {
+      this.stuckAt = undefined;
+      this.nudges = (this.nudges || 0) + 1;
+      video.currentTime += 0.001;
     }
   }
 
