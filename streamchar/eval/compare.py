@@ -91,17 +91,17 @@ def table(found: Comparison) -> Table:
 
 
 def dashes(found: Comparison) -> list[str]:
-    """`figure: system: why` of every dash."""
-    lines = []
+    """`figures: systems: why` of every dash; no systems where it is all of them."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for column in found.columns:
-        missing = [i for i, e in enumerate(column.entries) if e is None or e.mean is None]
-        by_reason: dict[str, list[str]] = {}
-        for i in missing:
-            by_reason.setdefault(column.reason(i), []).append(found.evaluations[i].name)
-        for reason, names in by_reason.items():
-            who = "" if len(names) == len(found.evaluations) else f"{', '.join(names)}: "
-            lines.append(f"{column.figure.title}: {who}{reason}")
-    return lines
+        who: dict[str, list[str]] = {}
+        for index, entry in enumerate(column.entries):
+            if entry is None or entry.mean is None:
+                who.setdefault(column.reason(index), []).append(found.evaluations[index].name)
+        for reason, names in who.items():
+            systems = "" if len(names) == len(found.evaluations) else f"{', '.join(names)}: "
+            by_reason.setdefault((systems, reason), []).append(column.figure.title)
+    return [f"{', '.join(titles)}: {systems}{reason}" for (systems, reason), titles in by_reason.items()]
 
 
 def results(value: Mapping[str, Any]) -> Table:
