@@ -130,8 +130,10 @@ class Generated:
 class Generator(Protocol):
     """Makes the clip of an item."""
 
-    key: str
-    """Hash of all that its clips depend on besides the item."""
+    @property
+    def key(self) -> str:
+        """Hash of all that its clips depend on besides the item."""
+        ...
 
     def __call__(self, item: Item, target: Path) -> Generated:
         """Write the mp4; the item's picture and voice are files, if it has any."""
