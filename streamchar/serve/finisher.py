@@ -44,12 +44,13 @@ def _complete(floor: Floor, take: Take) -> None:
             if take.epoch != live.epoch or actor is None:
                 return
             chunk = actor.finish(take.made)
-            if take.epoch != live.epoch:  # what is not delivered was not said
+            piece = live.speech(chunk, take.epoch)
+            if piece is None:  # what is not delivered was not said
                 return
-            events, data = live.speech(chunk)
+            events, data = piece
             if not live.once:  # before it goes out: no client ever holds more than can be gone on from
                 floor.vault.save(live.start, live.record(live.frames + clock.FRAMES_PER_CHUNK), actor)
-            live.deliver(events, data, clock.FRAMES_PER_CHUNK)
+            live.deliver(events, data, clock.FRAMES_PER_CHUNK, take.epoch)
     finally:
         with live.lock:
             live.in_flight -= 1

@@ -168,9 +168,11 @@ class Live:
 
     # -- pieces --------------------------------------------------------------------------------------
 
-    def speech(self, chunk: Chunk) -> tuple[list[Event], bytes]:
-        """Events and bytes of a chunk of speech."""
+    def speech(self, chunk: Chunk, epoch: int) -> tuple[list[Event], bytes] | None:
+        """Events and bytes of a chunk of speech; None if it was interrupted."""
         with self.lock:
+            if epoch != self.epoch:
+                return None
             place = self.frames
             offset, before = place - clock.frames(chunk.index), self._offset
             self._offset, self._began = offset, place
@@ -204,11 +206,12 @@ class Live:
         self.muxer.add(frames_THWC, samples_S)
         return self._pipe.drain()
 
-    def deliver(self, events: list[Event], data: bytes, frames: int) -> None:
-        """Hand a piece over."""
+    def deliver(self, events: list[Event], data: bytes, frames: int, epoch: int | None = None) -> None:
+        """Hand a piece over. One that is in the file must go out; if its `epoch` is over, its words are not told."""
         with self.lock:
             for event in events:
-                self.outbox.put(event)
+                if epoch in (None, self.epoch) or not isinstance(event, Spoken):
+                    self.outbox.put(event)
             self.outbox.put(data)
             self.frames += frames
             self.pieces += 1

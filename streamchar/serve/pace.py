@@ -11,7 +11,7 @@ from streamchar import clock
 SILENCE_SECONDS = 2.0
 """A player that used to report and does not for so long is gone, or asleep."""
 STANDING_SECONDS = 0.1
-"""A player that moves by less between two reports, with something to play, has run dry and wants more to begin again."""
+"""A player that moves by less between two reports, with something to play, has run dry and wants more."""
 MORE_SECONDS = 0.4
 MOST_SECONDS = 3.0
 BLIND_SECONDS = 1.0
