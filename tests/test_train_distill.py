@@ -136,10 +136,12 @@ def test_gradients_reach_all_of_the_student_and_nothing_else(folders, teacher, s
     monkeypatch.setattr(DistillObjective, "mixed", MIXED)
     objective = STAGES[stage](folders, teacher)
     with paced(objective.student(), 3.0):
-        total, scalars = objective.loss(1)
+        # the student's last step: weights cast for the steps without gradient must not be used for the one with it
+        step = next(s for s in range(1, 99, 2) if int(torch.randint(4, (), generator=generator(3, s))) == 3)
+        total, scalars = objective.loss(step)
         total.backward()
         without = {name for name, p in objective.model.dit.named_parameters() if p.grad is None or not p.grad.any()}
-        assert without == set(), "a weight cast without gradient must not be used for the step with one"
+        assert without == set()
         assert all(p.grad is None for p in objective.model.fake_dit.parameters())
         assert {"dmd_video", "dmd_audio"} <= set(scalars) and scalars["dmd_video"] > 0 < scalars["dmd_audio"]
         objective.model.zero_grad(set_to_none=True)

@@ -151,8 +151,8 @@ class DistillObjective:
         return self.fake_factor if name.startswith("fake_") else 1.0
 
     def mixed(self) -> torch.autocast:
-        """bfloat16 products. Weights cast without gradient must not be kept for the step with one: no cache."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        """bfloat16 products."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def moves_student(self, step: int) -> bool:
         return step % (self.terms.follow + 1) == self.terms.follow

@@ -181,10 +181,7 @@ class RolloutObjective(DistillObjective):
         for _ in range(chunks):
             tap = Tap(sampler_of(models, state), trained)
             with self.mixed():
-                # with gradient the memory is made anew: its keys are the student's doing too
-                made, after = generate_chunk(
-                    models, state, tap, transcript=transcript, memory=None if torch.is_grad_enabled() else memory
-                )
+                made, after = generate_chunk(models, state, tap, transcript=transcript, memory=memory)
             played = [*played, Played(before=state, after=after, estimate=tap.estimate)][-self.terms.scored :]
             memory, state = made.memory, without(after, sink=models.sink, history=models.history)
             if state.finished:
