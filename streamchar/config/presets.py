@@ -27,10 +27,10 @@ def toon() -> ModelConfig:
         ),
         dit=DiTConfig(
             width=256, layers=5, heads=4, ffn=640, video_channels=48, condition_width=256, text_width=128,
-            audio_layers=2,
+            audio_layers=2, time_scale=4.0,
         ),
         video=VideoCodecConfig(
-            family="toon", latent_channels=48, spatial_stride=32, widths=(96, 160, 224, 256), blocks=(2, 3, 2, 2)
+            family="toon", latent_channels=48, spatial_stride=32, widths=(96, 160, 224, 256), blocks=(2, 4, 4, 3)
         ),
         audio=AudioCodecConfig(family="toon", latent_channels=64, width=192, blocks=6),
         prompt=PromptEncoderConfig(family="t5", width=128, layers=2, heads=4, ffn=256, vocab_size=1024, max_tokens=24),
