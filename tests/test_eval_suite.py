@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.text import Text
 from torch import Tensor
 
 from streamchar import clock
@@ -321,7 +322,7 @@ def test_only_like_is_compared_with_like(cards: Protocol, tmp_path: Path) -> Non
     rtf = next(c for c in found.columns if c.figure.key == "rtf")
     assert light.ranks == (2, 1) and rtf.ranks == (1, 2)  # higher is better, lower is better
     cells = list(table(found).columns[1].cells)
-    assert [str(c.spans[0].style) for c in cells if not isinstance(c, str) and c.plain != "–"] == [
+    assert [str(c.spans[0].style) for c in cells if isinstance(c, Text) and c.plain != "–"] == [
         "bold",
         "underline",
     ]  # rtf, light
