@@ -168,5 +168,6 @@ def test_the_page_survives_a_restart_and_fits_a_phone_in_the_dark(house, page):
     page.shot("4-phone")
     assert page.run("streamchar.player.parts.length") == 2, "it was restored"
     assert page.run("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    assert page.run("document.getElementById('error').hidden"), "nothing to complain about"
     times = page.run("[...streamchar.times.values()].map(w => w.start)")
     assert times == sorted(times)

@@ -57,6 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host.strip("[]"), port))
+        bound.listen(256)  # who comes before the first accept waits
     except OSError as error:
         bound.close()
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None

@@ -12,6 +12,7 @@ export class Session {
     this.count = 0;
     this.tries = 0;
     this.done = false;
+    this.live = false;
   }
 
   start(options) {
@@ -25,12 +26,13 @@ export class Session {
     this.send({ type: "say", text, id });
   }
 
-  send(message) {
-    if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  // Before `ready` nothing but the opening goes out; texts wait.
+  send(message, opening = false) {
+    if ((this.live || opening) && this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
   stop() {
-    this.send({ type: "stop" });
+    this.send({ type: "stop" }, true);
   }
 
   close() {
@@ -43,7 +45,7 @@ export class Session {
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     socket.onopen = () => {
-      this.send(this.id ? { type: "restore", protocol: 1, session: this.id, frames: this.handlers.frames() } : this.opening);
+      this.send(this.id ? { type: "restore", protocol: 1, session: this.id, frames: this.handlers.frames() } : this.opening, true);
     };
     socket.onmessage = (message) => {
       if (typeof message.data !== "string") return this.handlers.piece(message.data);
@@ -56,6 +58,7 @@ export class Session {
     if (event.type === "ready") {
       this.id = event.session;
       this.tries = 0;
+      this.live = true;
     }
     if (event.type === "said") this.unsaid.delete(event.id);
     if (event.type === "stopped" && event.reason !== "restart") this.done = true;
@@ -63,12 +66,13 @@ export class Session {
     if (event.type === "error" && event.code === "unknown-session") this.done = true;
     const handler = this.handlers[event.type];
     if (handler) handler(event);
-    if (event.type === "ready" && event.resumed) {
+    if (event.type === "ready") {
       for (const [id, text] of this.unsaid) this.send({ type: "say", text, id });
     }
   }
 
   lost() {
+    this.live = false;
     if (this.done || !this.id || this.tries >= RETRIES) return this.handlers.over(this.done ? "ended" : "lost");
     this.tries += 1;
     this.handlers.lost(this.tries);
