@@ -1,4 +1,4 @@
-"""Distillation: who moves when, scores that are the session's, rollouts that are what is played, ablations."""
+"""Distillation: who moves when, exact resume, what is written and read, what is said of bad input."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from streamchar.cli.main import main
-from streamchar.config.presets import tiny, toon
-from streamchar.data.shards import ClipRecord, write_shard
+from streamchar.config.presets import toon
 from streamchar.errors import CheckpointError, ConfigError, DataError, InputError, StateError
 from streamchar.flow.sampler import RenoiseSampler
 from streamchar.flow.schedule import Schedule as Steps
 from streamchar.stream import models as stream_models
-from streamchar.stream.chunk import generate_chunk
 from streamchar.stream.pipeline import StreamCharPipeline
-from streamchar.stream.session import sampler_of
 from streamchar.train import loop, streams
 from streamchar.train.distill import (
     FAKE,
@@ -30,69 +27,12 @@ from streamchar.train.distill import (
     train_distill,
 )
 from streamchar.train.loop import generator, run
-from streamchar.train.rollout import RolloutObjective, RolloutTerms, Tap, followed, train_rollout
-from streamchar.train.streams import Gallery, begin, film_strip, play, spectrogram, transcript_of, true_cursor
-from tests.streams import equal, paced, tiny_models
+from streamchar.train.rollout import RolloutObjective, begun, followed, train_rollout
+from streamchar.train.streams import Gallery, film_strip, play, spectrogram
+from tests.distillation import CONFIG, MIXED, STAGES, clip, distill, loaded_teacher, made_folders, plain_run, rollout  # noqa: F401 - fixtures
+from tests.streams import paced
 
-CONFIG = tiny()
-J = 33
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    """No TensorBoard and no bfloat16: they cost more than all that is tested here."""
-    monkeypatch.setattr(loop, "_writer", lambda out: lambda name, value, step: None)
-    monkeypatch.setattr(streams, "_images", lambda folder: None)
-    monkeypatch.setattr(DistillObjective, "mixed", lambda self: torch.autocast("cpu", enabled=False))
-
-
-MIXED = DistillObjective.mixed
-
-
-def clip(chunks, seed, *, video=True):
-    """Random latents with few tokens, so that a window holds them all."""
-    draw = torch.Generator().manual_seed(seed)
-    starts = torch.rand(7 * chunks, generator=draw).sort().values * (chunks * 1.375 - 0.3)
-    starts[0] = 0
-    h, w = CONFIG.latent_size
-    channels = CONFIG.dit.video_channels
-    return ClipRecord(
-        audio=torch.randn(chunks * J, 64, generator=draw), reference=torch.randn(10 + seed, 64, generator=draw),
-        tokens=torch.randint(1, 72, (7 * chunks,), generator=draw).to(torch.int16), token_start=starts, text="x",
-        voice="heart", seed=seed, prompt="happy and lively",
-        video=torch.randn(chunks, channels, 9, h, w, generator=draw) if video else None,
-        still=torch.randn(channels, 1, h, w, generator=draw) if video else None,
-    )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("distill")
-    for name in ("video", "speech"):
-        (root / name).mkdir()
-        clips = [clip(n, i, video=name == "video") for i, n in enumerate((4, 3, 2))]
-        write_shard(root / name / "shard-00000.safetensors", clips)
-    teacher = replace(tiny_models(), guidance=2.0, temperature=0.6, steps=16)
-    stream_models.save(teacher, root / "teacher")
-    return root
-
-
-@pytest.fixture()
-def teacher(folders):
-    return load_teacher(folders / "teacher")
-
-
-def distill(folders, teacher, **changes):
-    terms = DistillTerms(**{"guidance": 2.0, "follow": 1, **changes})
-    return DistillObjective(CONFIG, folders / "video", teacher, batch=1, terms=terms, seed=3)
-
-
-def rollout(folders, teacher, **changes):
-    terms = RolloutTerms(**{"guidance": 2.0, "follow": 1, "chunks": 2, **changes})
-    return RolloutObjective(CONFIG, folders / "video", teacher, terms=terms, batch=1, seed=3)
-
-
-STAGES = {"distill": distill, "rollout": rollout}
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 def train(objective, out, steps, *, resume=False, rate=1e-3):
@@ -200,50 +140,6 @@ def test_nothing_moves_a_student_that_is_the_teacher(folders, teacher):
     assert distill(folders, teacher).loss(1)[1]["dmd_audio"] > 0
 
 
-def test_the_teachers_score_is_what_its_session_computes(folders, teacher):
-    """Velocities of `generate_chunk`, guidance and all, against those that a rollout is scored by: each of
-    the last three chunks, from keys in a cache against all in one pass."""
-    objective = rollout(folders, teacher)
-    clip = objective.data.shards[objective.data.index[0][0]][0]
-    with paced(objective.student(), 3.0), torch.no_grad():
-        played = objective.roll(clip, 4, 3, seed=1)
-        context = objective.packed([(clip, played)])
-        draw, seen = torch.Generator().manual_seed(0), []
-        h, w = CONFIG.latent_size
-        x = (torch.randn(3, CONFIG.dit.video_channels, 9, h, w, generator=draw), torch.randn(3, J, 64, generator=draw))
-        real, _ = objective.real(context, x, torch.full((3,), 0.7))
-        for i, chunk in enumerate(played):
-
-            def spy(field, noise, generator, i=i):
-                seen.append(field(tuple(part[i : i + 1] for part in x), 0.7, True))
-                return tuple(part[i : i + 1] for part in x)
-
-            state = replace(chunk.before, guidance=2.0)
-            generate_chunk(teacher, state, spy, transcript=transcript_of(clip))
-    for got, parts in zip(real, zip(*seen, strict=True), strict=True):
-        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-3, atol=1e-4)
-
-
-def test_a_batch_of_rollouts_is_scored_as_each_alone(folders, teacher):
-    """Rollouts of different lengths, padded, one with its first chunk (no motion, no sink) among the scored."""
-    objective = rollout(folders, teacher)
-    clips = [objective.data.shards[objective.data.index[0][0]][i] for i in (0, 1)]
-    with paced(objective.student(), 3.0), torch.no_grad():
-        pairs = [(clips[0], objective.roll(clips[0], 4, 3, seed=1)), (clips[1], objective.roll(clips[1], 2, 3, seed=2))]
-        both = objective.packed(pairs)
-        assert both.group.tolist() == [0, 0, 0, 1, 1]
-        assert both.conditions.has_motion.tolist() == both.conditions.has_sink.tolist() == [True] * 3 + [False, True]
-        draw = torch.Generator().manual_seed(0)
-        h, w = CONFIG.latent_size
-        x = (torch.randn(5, CONFIG.dit.video_channels, 9, h, w, generator=draw), torch.randn(5, J, 64, generator=draw))
-        sigma = torch.tensor([0.7, 0.7, 0.7, 0.4, 0.4])
-        together, _ = objective.real(both, x, sigma)
-        for index, part in ((0, slice(0, 3)), (1, slice(3, 5))):
-            alone, _ = objective.real(objective.packed([pairs[index]]), tuple(t[part] for t in x), sigma[part])
-            for got, expected in zip(alone, together, strict=True):
-                torch.testing.assert_close(got, expected[part], rtol=1e-3, atol=1e-4)
-
-
 # -- the student's samples ----------------------------------------------------------------------------
 
 
@@ -252,133 +148,6 @@ def test_the_first_steps_of_the_schedule():
     torch.testing.assert_close(whole[:4], torch.tensor([1, 0.9375, 5 / 6, 0.625]))
     for n in (1, 2, 4):
         assert torch.equal(Opening(steps=n, of=4, shift=5.0).sigmas(), torch.cat([whole[:n], torch.zeros(1)]))
-
-
-def test_the_tap_changes_nothing_and_keeps_one_step():
-    """The sampler's own result to the bit; the estimate depends on the weights through its step alone."""
-    weight = torch.ones((), requires_grad=True)
-
-    def field(x, sigma, last):
-        return tuple(weight * sigma * torch.tanh(part) for part in x)
-
-    noise = (torch.randn(1, 4, generator=torch.Generator().manual_seed(0)),)
-    for kind in range(4):
-        sampler = RenoiseSampler(schedule=Steps(steps=4, shift=5.0))
-        plainly = sampler(field, noise, torch.Generator().manual_seed(1))
-        tap = Tap(sampler, kind)
-        made = tap(field, noise, torch.Generator().manual_seed(1))
-        assert torch.equal(made[0], plainly[0]) and not made[0].requires_grad
-        (tap.estimate[0].sum()).backward()
-        assert weight.grad is not None and weight.grad.abs() > 0
-        weight.grad = None
-    assert torch.equal(tap.estimate[0], plainly[0])
-
-
-def test_a_rollout_is_what_a_session_plays(folders, teacher):
-    """With gradient, with the memory kept, and by `generate_chunk` alone: the same states to the bit."""
-    objective = rollout(folders, teacher)
-    clip, student = objective.data.shards[objective.data.index[0][0]][0], objective.student()
-    with paced(objective.student(), 3.0):
-        graph = objective.roll(clip, 4, 1, seed=5)
-        state, memory = begin(student, clip, seed=5), None
-        with torch.no_grad():
-            quiet = objective.roll(clip, 4, 1, seed=5)
-            for _ in range(4):
-                with objective.mixed():
-                    made, state = generate_chunk(
-                        student, state, sampler_of(student, state), transcript=transcript_of(clip), memory=memory
-                    )
-                memory = made.memory
-    assert equal(graph[-1].after, quiet[-1].after) and equal(quiet[-1].after, state)
-    assert [chunk.before.chunk for chunk in graph] == [1, 2, 3], "the last three"
-    assert all(part.requires_grad for part in graph[-1].estimate) and not state.motion.requires_grad
-    for one, other in zip(graph, quiet, strict=True):
-        assert equal(tuple(part.detach() for part in one.estimate), other.estimate)
-    assert torch.equal(graph[0].before.sink, graph[0].before.motion), "chunk 1 is both to chunk 2"
-    assert torch.equal(graph[1].before.sink, graph[0].before.sink) and equal(graph[1].before, graph[0].after)
-
-
-def test_a_finished_stream_ends_its_rollout(folders, teacher):
-    objective = rollout(folders, teacher)
-    clip = objective.data.shards[objective.data.index[0][0]][0]
-    with paced(objective.student(), len(clip.tokens) / 2), torch.no_grad():
-        played = objective.roll(clip, 4, 3, seed=1)
-    assert len(played) == 2 and played[-1].after.finished
-
-
-# -- ablations ----------------------------------------------------------------------------------------
-
-
-def test_rollouts_grow(folders):
-    terms = RolloutTerms(follow=2, chunks=4, shortest=2, grow=10)
-    assert [terms.length(step) for step in (0, 29, 30, 59, 60, 1000)] == [2, 2, 3, 3, 4, 4]
-    assert RolloutTerms(chunks=1).length(0) == 1
-    with pytest.raises(ConfigError, match="at least 1 chunk"):
-        RolloutTerms(chunks=0)
-
-
-def test_without_the_sink(folders, teacher):
-    for make in STAGES.values():
-        for sink in (True, False):
-            objective = make(folders, teacher, sink=sink, **({} if make is rollout else {"first_chunk": 0.0}))
-            with paced(objective.student(), 3.0), torch.no_grad():
-                context, _ = objective.sample(0, 0, generator(0, 0))
-            assert (context.conditions.sink is not None) == sink and context.conditions.motion is not None
-            assert objective.student().sink == sink
-
-
-def test_without_history(folders, teacher):
-    one = distill(folders, teacher, history=False, first_chunk=0.0)
-    context = one.context(one.windows(0, generator(0, 0)), generator(0, 1))
-    assert context.speech.chunks == 1 and context.conditions.motion is not None, "nothing said before the chunk"
-    objective = rollout(folders, teacher, history=False)
-    with paced(objective.student(), 3.0), torch.no_grad():
-        clip = objective.data.shards[objective.data.index[0][0]][0]
-        played = objective.roll(clip, 4, 3, seed=1)
-        context = objective.packed([(clip, played)])
-    assert all(chunk.before.history is None for chunk in played) and played[-1].before.cursor > 5
-    assert context.speech.noisy.shape[:2] == (3, 1) and context.picks.tolist() == [0, 1, 2]
-    assert context.group.tolist() == [0, 0, 0], "still scored together"
-    assert context.speech.text[-1, 0] == clip.tokens[int(played[-1].before.cursor)]
-
-
-def test_the_transcript_is_cut_by_the_pointer_or_by_the_clock(folders, teacher):
-    cut = {}
-    for pointer in (True, False):
-        objective = rollout(folders, teacher, pointer=pointer)
-        clip = objective.data.shards[objective.data.index[0][0]][0]
-        with paced(objective.student(), 3.0), torch.no_grad():
-            context = objective.packed([(clip, objective.roll(clip, 4, 3, seed=1))])
-        cut[pointer] = context.speech.cursor[0]
-        assert context.picks.tolist() == [1, 2, 3] and context.speech.history.shape[1] == 4 * J
-    torch.testing.assert_close(cut[True], torch.tensor([0.0, 3.0, 6.0, 9.0]))
-    torch.testing.assert_close(cut[False], torch.from_numpy(true_cursor(clip, torch.arange(4).numpy())).float())
-
-
-def test_the_text_ends_behind_the_spoken_end(folders, teacher):
-    """Up to the look-ahead and no further, as in training."""
-    objective = rollout(folders, teacher)
-    long = clip(4, 9)
-    long = replace(long, tokens=torch.randint(1, 72, (200,)).to(torch.int16), token_start=torch.arange(200) * 0.02)
-    with paced(objective.student(), 3.0), torch.no_grad():
-        context = objective.packed([(long, objective.roll(long, 2, 3, seed=1))])
-    assert context.speech.text_length.tolist() == [6 + CONFIG.orchestrator.look_ahead + 1]
-
-
-def test_isolated_chunks_begin_from_the_data(folders, teacher):
-    objective = rollout(folders, teacher, chunks=1)
-    clip = objective.data.shards[objective.data.index[0][0]][0]
-    with paced(objective.student(), 3.0), torch.no_grad():
-        (chunk,) = objective.roll(clip, 1, 3, seed=1, first=2)
-    assert torch.equal(chunk.before.motion[0], clip.video[1].float()) and chunk.before.history_chunks == 2
-    assert torch.equal(chunk.before.sink[0], clip.video[0].float()) and chunk.before.window_start == 0
-    assert torch.equal(chunk.before.history[0], clip.audio[: 2 * J].float())
-    assert chunk.before.cursor == pytest.approx(float(true_cursor(clip, torch.tensor([2]).numpy())[0]))
-    firsts = []
-    objective.roll = lambda clip, chunks, trained, *, seed, first: firsts.append((first, chunks)) or [chunk]
-    for step in range(20):
-        objective.sample(step, 0, generator(0, step))
-    assert set(firsts) == {(first, 1) for first in range(4)}, "anywhere in the clip"
 
 
 # -- in and out ---------------------------------------------------------------------------------------
@@ -425,6 +194,10 @@ def test_stage_two_goes_on_with_stage_ones_student_and_fake_score(student, folde
     stored = load_file(student / FAKE / "dit" / "model.safetensors")
     assert all(torch.equal(value, stored[name]) for name, value in fake.dit.state_dict().items())
     assert followed(teacher, folders / "teacher") is teacher
+    own = load_file(student / "dit" / "model.safetensors")
+    assert all(torch.equal(value, own[name]) for name, value in begun(teacher, student).dit.state_dict().items())
+    with pytest.raises(CheckpointError, match="expected a component folder with config.json, found none"):
+        begun(teacher, folders / "video")
     out = folders / "second"
     known = {"config": CONFIG, "batch": 1, "teacher": folders / "teacher"}
     train_rollout(folders / "video", out, 1e-9, start=student, chunks=2, **known)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Distillation for as long as one call lasts: stage I from TEACHER, or with STAGE=rollout stage II from stage I's run.
 # TEACHER: a model folder (model_index.json and components), at home the one that scripts/assemble.py wrote. What else
-# `streamchar train` takes goes into OPTIONS, for instance OPTIONS=--no-sink for an ablation.
+# `streamchar train` takes goes into OPTIONS; an ablation is NAME=no-sink OPTIONS=--no-sink, or NO_STAGE_1=1.
 . "$(dirname "$0")/setup.sh"
 
 STAGE=${STAGE:-distill}
@@ -19,10 +19,11 @@ read -ra options <<<"${OPTIONS:-}"
 batch=32
 if [ "$STAGE" = rollout ]; then
     batch=8 # streams are played one after another
-    if [ -z "${NO_STAGE_1:-}" ]; then
-        options+=(--start "${START:-runs/distill}")
-    else
+    if [ -n "${NO_STAGE_1:-}" ]; then
         options+=(--no-stage-1)
+    elif [ -z "$(resume_of "$NAME")" ]; then
+        [ -n "${START:-}" ] || bring_in distill
+        options+=(--start "${START:-runs/distill}")
     fi
 fi
 [ -z "${RATE:-}" ] || options+=(--rate "$RATE")

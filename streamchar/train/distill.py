@@ -320,13 +320,13 @@ def change(audio_BJC: Tensor) -> Tensor:
     return audio_BJC.diff(dim=1).abs().mean()
 
 
-def load_teacher(folder: Path | None, option: str = "--teacher") -> Models:
-    """The model folder given by `option`."""
+def load_teacher(folder: Path | None) -> Models:
+    """The model folder that is distilled."""
     if folder is None:
-        raise InputError(f"this stage needs {option} DIR: a model folder with {INDEX} (scripts/assemble.py writes one)")
+        raise InputError(f"this stage needs --teacher DIR: a model folder with {INDEX} (scripts/assemble.py writes one)")
     if not (Path(folder) / INDEX).is_file():
         raise CheckpointError(
-            f"{option}: expected a model folder with {INDEX}, found none at {folder}; write one from stage 2's run "
+            f"--teacher: expected a model folder with {INDEX}, found none at {folder}; write one from stage 2's run "
             "with scripts/assemble.py"
         )
     return stream_models.load(Path(folder))

@@ -292,6 +292,14 @@ def longest(data: WindowDataset, count: int) -> list[ClipRecord]:
     return [data.shards[path][number] for path, number, _ in ranked]
 
 
+def begun(teacher: Models, start: Path) -> Models:
+    """Stage I's student: its run's export, or orchestrator/ and dit/ alone as pieces of a run are joined."""
+    return replace(
+        teacher, orchestrator=load_component(Orchestrator, OrchestratorConfig, start / "orchestrator"),
+        dit=load_component(JointDiT, DiTConfig, start / "dit"),
+    )
+
+
 def followed(teacher: Models, start: Path) -> Models:
     """The fake score that stage I left beside its student: it knows the student already. The teacher without one."""
     folder = start / FAKE
@@ -320,7 +328,7 @@ def train_rollout(
         )
     models = load_teacher(teacher)
     assert teacher is not None
-    student = models if start is None else load_teacher(start, "--start")
+    student = models if start is None else begun(models, start)
     schedule = pace(config, minutes, rate, cooldown, warmup)
     terms = RolloutTerms(
         guidance=models.guidance if guidance is None else guidance, audio=audio_weight, follow=follow,

@@ -119,4 +119,10 @@ def _images(folder: Path) -> Callable[[str, Any, int], None] | None:
     except ImportError:
         log.info("tensorboard is not installed (extra `train`): no film strips")
         return None
-    return SummaryWriter(str(folder)).add_image
+    writer = SummaryWriter(str(folder))
+
+    def add(name: str, image: Any, step: int) -> None:
+        writer.add_image(name, image, step)
+        writer.flush()
+
+    return add
