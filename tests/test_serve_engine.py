@@ -98,7 +98,8 @@ def test_a_pause_produces_nothing_until_it_is_resumed(engine):
     seat = Seat(engine, Start(text=TEXT * 3))
     seat.wait("spoken")
     seat.send(Pause())
-    time.sleep(0.2)
+    time.sleep(0.1)
+    until(lambda: seat.live.in_flight == 0)  # what was being made comes out still
     frames = (seat.read(), seat.frames)[1]
     time.sleep(0.3)
     assert (seat.read(), seat.frames)[1] == frames

@@ -120,8 +120,9 @@ class Worker:
             elif isinstance(message, Stop):
                 live.stopping = live.stopping or "asked"
                 live.epoch += 1
-            early = live.actor is None and isinstance(message, Say)
-            if early:
+            early = False
+            if live.actor is None and isinstance(message, Say):
+                early = True
                 live.early.append(message)
         with self.floor.wake:
             if isinstance(message, Say | Interrupt | Snapshot) and not early:
