@@ -323,7 +323,7 @@ def change(audio_BJC: Tensor) -> Tensor:
 def load_teacher(folder: Path | None) -> Models:
     """The model folder that is distilled."""
     if folder is None:
-        raise InputError(f"this stage needs --teacher DIR: a model folder with {INDEX} (scripts/assemble.py writes one)")
+        raise InputError("this stage needs --teacher DIR, a model folder (scripts/assemble.py writes one)")
     if not (Path(folder) / INDEX).is_file():
         raise CheckpointError(
             f"--teacher: expected a model folder with {INDEX}, found none at {folder}; write one from stage 2's run "
