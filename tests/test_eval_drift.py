@@ -150,7 +150,7 @@ def test_a_users_own_model(plain: Tensor, tmp_path: Path) -> None:
             return x.mean((1, 2, 3))
 
     file = tmp_path / "brightness.pt"
-    torch.jit.trace(Brightness(), torch.rand(1, 3, 64, 64)).save(str(file))
+    torch.jit.save(torch.jit.trace(Brightness(), torch.rand(1, 3, 64, 64)), str(file))
     darker = torch.linspace(1, 0.5, len(plain)).view(-1, 1, 1, 1)
     found = value(written(tmp_path / "dark.mp4", plain * darker), f"torchscript:{file}")
     middle = 1 - 2.5 / (CHUNKS * 1.375)  # the last 5 s are darker by about this share of the way
