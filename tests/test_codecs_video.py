@@ -70,7 +70,7 @@ def test_toon_preset_has_the_shapes_of_the_design() -> None:
     codec = ToonVideoCodec(toon().video)
     assert isinstance(codec, VideoCodec)
     assert codec.encode(clip(5, size=256)).shape == (1, 48, 2, 8, 8)
-    assert sum(p.numel() for p in codec.parameters()) < 5_000_000  # 10 MB in 16 bits
+    assert sum(p.numel() for p in codec.parameters()) < 7_000_000  # 14 MB in 16 bits
 
 
 @pytest.mark.parametrize("changed", [1, 4, 5, 8])
