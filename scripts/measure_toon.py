@@ -23,12 +23,14 @@ from streamchar.world.render import mouth_box
 from streamchar.world.voice import speak
 
 
-def speech_and_mouth(pipe: StreamCharPipeline, recogniser: Moonshine, sentences: list[str], steps: int) -> dict:
+def speech_and_mouth(
+    pipe: StreamCharPipeline, recogniser: Moonshine, sentences: list[str], steps: int, skip: int = 0
+) -> dict:
     """Each sentence by another held-out character in its own voice."""
     made, taught, syncs, truth, spoken = [], [], [], [], 0
     began = time.perf_counter()
     seconds = 0.0
-    for index, text in enumerate(sentences):
+    for index, text in enumerate(sentences, skip):
         who = pick_character(10_000 + index, held_out=True)
         state = pipe.start(text, character=who.seed, seed=index, steps=steps)
         session = pipe.session(state)
@@ -49,6 +51,7 @@ def speech_and_mouth(pipe: StreamCharPipeline, recogniser: Moonshine, sentences:
         "recogniser": recogniser.name, "sentences": len(sentences), "steps": steps,
         "wer": model.wer, "wer_teacher": teacher.wer, "wer_clips": model.clips, "hypotheses": model.hypotheses,
         "mouth": _summary(syncs), "mouth_truth": _summary(truth),
+        "mouth_clips": [[s.correlation, s.offset_frames] for s in syncs],
         "rtf": (time.perf_counter() - began) / seconds,
     }
 
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--moonshine", type=Path, required=True)
     parser.add_argument("--sentences", type=Path, required=True)
     parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--skip", type=int, default=0, help="sentences: two processes can share the work")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--out", type=Path, required=True)
@@ -118,7 +122,9 @@ def main() -> None:
         figures["codecs"] = codecs(pipe, recogniser, given.clips)
         print(json.dumps(figures["codecs"]), flush=True)
     if given.count:
-        figures["speech"] = speech_and_mouth(pipe, recogniser, lines[: given.count], given.steps)
+        figures["speech"] = speech_and_mouth(
+            pipe, recogniser, lines[given.skip : given.skip + given.count], given.steps, given.skip
+        )
     given.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print({k: v for k, v in figures.get("speech", {}).items() if k not in ("wer_clips", "hypotheses")})
 
