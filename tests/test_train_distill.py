@@ -21,14 +21,13 @@ from streamchar.train.distill import (
     DistillObjective,
     DistillTerms,
     Opening,
-    fingerprint,
-    load_teacher,
     pace,
     train_distill,
 )
 from streamchar.train.loop import generator, run
 from streamchar.train.rollout import RolloutObjective, begun, followed, train_rollout
 from streamchar.train.streams import Gallery, film_strip, play, spectrogram
+from streamchar.train.teacher import fingerprint, load_teacher
 from tests.distillation import CONFIG, MIXED, STAGES, clip, distill, loaded_teacher, made_folders, plain_run, rollout  # noqa: F401 - fixtures
 from tests.streams import paced
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from streamchar.codecs.audio import ToonAudioCodec
 from streamchar.codecs.component import load_component, save_component
 from streamchar.codecs.text import T5PromptEncoder
 from streamchar.codecs.video import ToonVideoCodec
-from streamchar.config.model import AudioCodecConfig, DiTConfig, ModelConfig, OrchestratorConfig, VideoCodecConfig
+from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
 from streamchar.dit.model import JointDiT
+from streamchar.errors import CheckpointError
 from streamchar.orchestrator.lm import Orchestrator
 from streamchar.orchestrator.tokenizer import tokenizer
 from streamchar.stream import models as stream_models
-from streamchar.stream.models import Models
+from streamchar.stream.models import INDEX, Models
+
+STUDENTS = ("distill", "rollout")
+"""Objectives whose models play in few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,33 +36,64 @@ class Parts:
     prompt_encoder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a model is played: what `model_index.json` holds beside the components."""
+
+    steps: int = 16
+    guidance: float = 1.0
+    picture_guidance: float | None = None
+    temperature: float = 1.0
+    picture_temperature: float | None = None
+    sampler: str = "euler"
+    shift: float = 5.0
+    sink: bool = True
+    history: bool = True
+
+
+def sampling_of(folder: Path) -> Sampling:
+    """As the weights in `folder` were trained to be played: a student's as its run says, else a base model's.
+
+    A run of distillation says it in its export, or, where pieces of one were joined, in its checkpoint's facts."""
+    fields = [f.name for f in dataclasses.fields(Sampling)]
+    for path in (folder / INDEX, folder / "checkpoint" / "facts.json"):
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read how the model in {folder} is played, {path}: {error}") from None
+        if path.name != INDEX:
+            if found.get("objective") not in STUDENTS:
+                continue
+            found |= {"sampler": "renoise", "guidance": 1.0}  # the facts' guidance is the teacher's
+        return Sampling(**{name: found[name] for name in fields if name in found})
+    return Sampling()
+
+
 def assemble(
     parts: Parts, config: ModelConfig, out: Path, *, name: str, steps: int = 16, guidance: float = 1.0,
-    temperature: float = 1.0, small: bool = True,
+    temperature: float = 1.0, small: bool = True, sampling: Sampling | None = None,
 ) -> Models:
-    """Write `out`; with `small`, the orchestrator and the DiT as int8 rows and the codecs as bfloat16."""
+    """Write `out`; with `small`, all but the prompt encoder as int8 rows (codecs lose 0.04 dB by it).
+
+    `sampling` takes the place of `steps`, `guidance` and `temperature`, and says the rest: `sampling_of` a student."""
+    played = sampling or Sampling(steps=steps, guidance=guidance, temperature=temperature)
     orchestrator = load_component(Orchestrator, OrchestratorConfig, parts.orchestrator)
     dit = load_component(JointDiT, DiTConfig, parts.dit)
     video, audio = ToonVideoCodec.load(parts.video_codec), ToonAudioCodec.load(parts.audio_codec)
     prompt = T5PromptEncoder.load(parts.prompt_encoder)
     models = Models(
         name=name, orchestrator=orchestrator, dit=dit, video_codec=video, audio_codec=audio, prompt_encoder=prompt,
-        tokenizer=tokenizer(config.tokenizer), steps=steps, guidance=guidance,
-        temperature=temperature,
+        tokenizer=tokenizer(config.tokenizer), **dataclasses.asdict(played),
         config=dataclasses.replace(
             config, orchestrator=orchestrator.config, dit=dit.config, video=video.config, audio=audio.config
         ),
     )
     stream_models.save(models, out)
     if small:
-        save_component(orchestrator, orchestrator.config, out / "orchestrator", dtype=torch.int8)
-        save_component(dit, dit.config, out / "dit", dtype=torch.int8)
-        _shrink(video, VideoCodecConfig, out / "video_codec")
-        _shrink(audio, AudioCodecConfig, out / "audio_codec")
+        for part, module in (
+            ("orchestrator", orchestrator), ("dit", dit), ("video_codec", video), ("audio_codec", audio),
+        ):
+            save_component(module, module.config, out / part, dtype=torch.int8)
     return models
-
-
-def _shrink(module: ToonVideoCodec | ToonAudioCodec, config_type: type, folder: Path) -> None:
-    """Codecs are near what a person sees and hears: bfloat16, not bytes."""
-    assert isinstance(module.config, config_type)
-    save_component(module, module.config, folder, dtype=torch.bfloat16)

@@ -1,8 +1,8 @@
 """Training of the `toon` audio codec on the world's voices.
 
-Losses: multi-resolution STFT (log and linear magnitude) between the synthesised and the given sound,
-pitch and voicing against the teacher's, an adversarial term on spectrograms once the rest has
-settled, the latents' amplitude (so that variance stays where it buys quality), and a linear phoneme
+Losses: multi-resolution STFT (log and linear magnitude) and loudness over time between the synthesised and
+the given sound, pitch and voicing against the teacher's, an adversarial term on spectrograms once the rest
+has settled, the latents' amplitude (so that variance stays where it buys quality), and a linear phoneme
 read-out of the latents (so that what is spoken is laid out linearly).
 """
 
@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from streamchar import clock, phonemes
-from streamchar.codecs.audio import HOP, OVERLAP, WINDOW, Spectra, ToonAudioCodec
+from streamchar.codecs.audio import HOP, OVERLAP, WINDOW, Spectra, ToonAudioCodec, mel_filters
 from streamchar.config.model import AudioCodecConfig
 from streamchar.errors import DataError
 from streamchar.world.splits import HELD_OUT_VOICES
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 LATENT_NOISE = 0.2
 SEGMENT = clock.SAMPLES_PER_CHUNK
 FRAMES = SEGMENT // HOP
+CHEAT, MATCH = 0.1, 1.0
+"""Weights of what the critic says of the sound, and of the distance between what it sees in both."""
 RESOLUTIONS = ((4096, 1024), (2048, 512), (1024, 256), (512, 128), (256, 64))
 
 
@@ -112,34 +115,70 @@ def stft_loss(made_BS: Tensor, real_BS: Tensor) -> Tensor:
     return total / len(RESOLUTIONS)
 
 
-class Critic(nn.Module):
-    """Patch discriminators on log spectrograms of three resolutions."""
+def loudness_loss(made_BS: Tensor, real_BS: Tensor) -> Tensor:
+    """L1 between the loudness of both over time, in units of 20 dB, for windows of 21 and 83 ms.
 
-    def __init__(self, width: int = 24) -> None:
+    Magnitudes alone leave it open: the L1 of noisy bins is smallest at their median, well below their
+    power, and most so where it is loud; speech then comes out flattened and mouths follow it badly.
+    """
+    total = made_BS.new_zeros(())
+    for window in (1024, 4096):
+        made, real = (x.float().unfold(1, window, window // 2).square().mean(2) for x in (made_BS, real_BS))
+        total = total + 0.5 * ((made + 1e-6).log10() - (real + 1e-6).log10()).abs().mean()
+    return total / 2
+
+
+class Critic(nn.Module):
+    """Patch discriminators on three views of a sound: mel spectra of 42 and 21 ms, and single harmonics up to 4 kHz.
+
+    Small and on mels, since a look at whole spectrograms cost seven codec steps on one core."""
+
+    CROP = 60 * HOP
+    """Samples looked at: 0.6 s of a segment."""
+    LOW = 320
+
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.resolutions = ((2048, 512), (1024, 256), (512, 128))
+        self.views = ((2048, 512, 100), (1024, 256, 80), (4096, 512, None))
+        for window, _, mels in self.views:
+            if mels is not None:
+                filters = mel_filters(window // 2 + 1, mels, clock.AUDIO_RATE)
+                self.register_buffer(f"mel_{window}", filters, persistent=False)
         self.nets = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(1, width, (3, 9), padding=(1, 4)), nn.LeakyReLU(0.2),
-                nn.Conv2d(width, width, (3, 9), stride=(1, 2), padding=(1, 4)), nn.LeakyReLU(0.2),
-                nn.Conv2d(width, width, (3, 9), stride=(1, 2), padding=(1, 4)), nn.LeakyReLU(0.2),
-                nn.Conv2d(width, width, (3, 3), padding=1), nn.LeakyReLU(0.2),
-                nn.Conv2d(width, 1, (3, 3), padding=1),
+                nn.Conv2d(1, width, (3, 5), padding=(1, 2)), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 2 * width, (3, 5), stride=(1, 2), padding=(1, 2)), nn.LeakyReLU(0.2),
+                nn.Conv2d(2 * width, 2 * width, (3, 5), stride=(2, 2), padding=(1, 2)), nn.LeakyReLU(0.2),
+                nn.Conv2d(2 * width, 2 * width, (3, 3), stride=(2, 2), padding=1), nn.LeakyReLU(0.2),
+                nn.Conv2d(2 * width, 1, (3, 3), padding=1),
             )
-            for _ in self.resolutions
+            for _ in self.views
         )
 
     def forward(self, samples_BS: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Scores and inner features."""
         scores, features = [], []
-        for net, (window, hop) in zip(self.nets, self.resolutions, strict=True):
-            h = (spectrogram(samples_BS, window, hop)[..., : 1 + window // 4] + 1e-3).log()[:, None] * 0.4 + 0.8
+        for net, (window, hop, mels) in zip(self.nets, self.views, strict=True):
+            h = spectrogram(samples_BS.float(), window, hop)
+            h = h[..., : self.LOW] if mels is None else h @ getattr(self, f"mel_{window}")
+            h = (h + 1e-3).log()[:, None] * 0.5 + 1.0
             for layer in net:
                 h = layer(h)
                 if isinstance(layer, nn.LeakyReLU):
                     features.append(h)
             scores.append(h)
         return scores, features
+
+
+def deepened(codec: ToonAudioCodec, blocks: int) -> ToonAudioCodec:
+    """The same codec with further decoder blocks that pass on what they get until they are trained."""
+    deeper = ToonAudioCodec(replace(codec.config, decoder_blocks=blocks))
+    known = codec.state_dict()
+    for name, value in deeper.state_dict().items():
+        if name not in known and name.endswith((".contract.weight", ".contract.bias")):
+            value.zero_()
+    deeper.load_state_dict(known, strict=False)
+    return deeper
 
 
 def reconstruct(codec: ToonAudioCodec, samples: Tensor, pitch: Tensor, noise: float) -> tuple[Tensor, Tensor, Spectra]:
@@ -168,6 +207,7 @@ class CodecLoss(nn.Module):
         off = (spectra.pitch.log() - ahead.clamp(min=40).log()).abs()
         parts = {
             "stft": stft_loss(made[:, WINDOW:], samples[:, WINDOW:]),
+            "loudness": loudness_loss(made[:, WINDOW:], samples[:, WINDOW:]),
             "pitch": (off * voiced).sum() / voiced.sum().clamp(min=1),
             "voiced": tf.binary_cross_entropy_with_logits(spectra.voiced[:, :-OVERLAP], voiced[:, :-OVERLAP].float()),
             "energy": mean.square().mean(),
@@ -176,8 +216,8 @@ class CodecLoss(nn.Module):
         logits = logits.reshape(label.shape[0], -1, len(phonemes.ALPHABET))
         parts["phoneme"] = tf.cross_entropy(logits.flatten(0, 1), label.flatten())
         total = (
-            parts["stft"] + 3.0 * parts["pitch"] + 0.3 * parts["voiced"] + 0.02 * parts["energy"]
-            + 0.15 * parts["phoneme"]
+            parts["stft"] + 2.0 * parts["loudness"] + 3.0 * parts["pitch"] + 0.3 * parts["voiced"]
+            + 0.02 * parts["energy"] + 0.15 * parts["phoneme"]
         )
         return total, {k: float(v.detach()) for k, v in parts.items()}, made
 
@@ -221,7 +261,8 @@ def train_audio_codec(
         with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
             total, parts, made = loss_net(codec, samples, pitch, label)
         if share > adversarial_after:
-            total = total + _adversarial(critic, judge, made[:, WINDOW:], samples[:, WINDOW:], parts)
+            with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
+                total = total + _adversarial(critic, judge, made[:, WINDOW:], samples[:, WINDOW:], parts)
         optimizer.zero_grad()
         total.backward()
         parts["norm"] = float(nn.utils.clip_grad_norm_(trained, 1.0))
@@ -242,7 +283,9 @@ def train_audio_codec(
 
 
 def _adversarial(critic: Critic, judge: torch.optim.Optimizer, made: Tensor, real: Tensor, parts: dict) -> Tensor:
-    """One critic update (hinge), then the codec's adversarial and feature-matching loss."""
+    """One critic update (hinge), then the codec's adversarial and feature-matching loss, on a part of the segments."""
+    at = int(torch.randint(0, made.shape[1] - critic.CROP, ()))
+    made, real = made[:, at : at + critic.CROP], real[:, at : at + critic.CROP]
     real_scores, real_features = critic(real)
     fake_scores, _ = critic(made.detach())
     loss = sum((tf.relu(1 - r).mean() + tf.relu(1 + f).mean()) for r, f in zip(real_scores, fake_scores, strict=True))
@@ -250,9 +293,8 @@ def _adversarial(critic: Critic, judge: torch.optim.Optimizer, made: Tensor, rea
     loss.backward()
     judge.step()
     scores, features = critic(made)
-    match = sum((a - b.detach()).abs().mean() for a, b in zip(features, real_features, strict=True)) / len(features)
+    pairs = zip(features, real_features, strict=True)
+    match = sum((a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in pairs) / len(features)
     cheat = -sum(s.mean() for s in scores) / len(scores)
     parts["critic"], parts["match"] = float(loss.detach()), float(match.detach())
-    return 0.05 * cheat + 1.0 * match
-
-
+    return CHEAT * cheat + MATCH * match

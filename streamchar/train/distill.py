@@ -15,7 +15,6 @@ Shapes: P chunks, B windows of n chunks.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -29,18 +28,21 @@ from streamchar.codecs.component import save_component
 from streamchar.config.model import ModelConfig
 from streamchar.data.dataset import WindowDataset, Windows
 from streamchar.dit.cache import Conditions
-from streamchar.errors import CheckpointError, ConfigError, DataError, InputError
+from streamchar.errors import ConfigError, DataError
 from streamchar.flow.path import clean_from_velocity, interpolate, sample_sigma, shift_sigma, velocity
 from streamchar.flow.sampler import Latents, RenoiseSampler
 from streamchar.flow.schedule import Schedule as Steps
 from streamchar.stream import models as stream_models
-from streamchar.stream.models import INDEX, Models
+from streamchar.stream.models import Models
+from streamchar.stream.state import guidance_weights
 from streamchar.train.context import Context
 from streamchar.train.dmd import dmd_gradient, dmd_loss, guided, score_sigma
 from streamchar.train.joint import chunk_conditions, mouth_focus
 from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.orchestrator import SpeechTerms, corrupt, pointer_terms
+from streamchar.train.parallel import Scale
 from streamchar.train.streams import Gallery
+from streamchar.train.teacher import fingerprint, load_teacher, teacher_guidance
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class DistillTerms:
 
     guidance: float = 1.0
     """The teacher's, as its sessions use it: on transcript and prompt."""
+    picture_guidance: float | None = None
+    """The teacher's for the picture; None: as `guidance`."""
     steps: int = 4
     """Of the student: [1, .75, .5, .25] warped by `shift`."""
     shift: float = 5.0
@@ -108,6 +112,7 @@ class DistillObjective:
     """Stage I on single chunks with the data's motion, history and sink."""
 
     name = "distill"
+    parts, uneven = 1, False
     chunks = 2
     """Of a window; each is denoised alone, and the second hears the first."""
 
@@ -143,7 +148,8 @@ class DistillObjective:
         """The student as a session plays it."""
         return replace(
             self.teacher, name=f"{self.teacher.name}-student", orchestrator=self.model.orchestrator,
-            dit=self.model.dit, steps=self.terms.steps, guidance=1.0, temperature=self.terms.temperature,
+            dit=self.model.dit, steps=self.terms.steps, guidance=1.0, picture_guidance=None,
+            temperature=self.terms.temperature, picture_temperature=None,
             sampler="renoise", shift=self.terms.shift, sink=self.terms.sink, history=self.terms.history,
         )
 
@@ -157,19 +163,18 @@ class DistillObjective:
     def moves_student(self, step: int) -> bool:
         return step % (self.terms.follow + 1) == self.terms.follow
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        if step % 100 == 0:
-            self.data.refresh()
-        draw = generator(self.seed, step)
-        trained = int(torch.randint(self.terms.steps, (), generator=draw))
+    def loss(self, number: int) -> tuple[Tensor, dict[str, float]]:
+        step, draw = number // self.parts, generator(self.seed, number)
+        torch.randint(self.terms.steps, (), generator=draw)  # its own would differ between the parts of a step
+        trained = int(torch.randint(self.terms.steps, (), generator=generator(self.seed, step * self.parts)))
         moves = self.moves_student(step)
         with torch.set_grad_enabled(moves):
-            context, sample = self.sample(step, trained, draw)
+            context, sample = self.sample(number, trained, draw)
         if not moves:
             return self.follow(context, sample, draw)
         total, scalars = self.match(context, sample, draw)
         if self.terms.orchestrator:
-            held, pointer = self.hold(step, draw)
+            held, pointer = self.hold(number, draw)
             total, scalars = total + held, {**scalars, **pointer}
         return total, scalars
 
@@ -236,11 +241,12 @@ class DistillObjective:
         """The teacher's guided velocities, and its plan."""
         c_a = context.plan(self.teacher.orchestrator, x[1], sigma)
         v = context.velocities(self.teacher.dit, c_a, x, sigma)
-        if self.terms.guidance == 1.0:
+        weights = guidance_weights(self.terms.guidance, self.terms.picture_guidance)
+        if weights == (1.0, 1.0):
             return v, c_a
         blank = context.blank()
         u = blank.velocities(self.teacher.dit, blank.plan(self.teacher.orchestrator, x[1], sigma), x, sigma)
-        return tuple(guided(a, b, self.terms.guidance) for a, b in zip(v, u, strict=True)), c_a
+        return tuple(guided(a, b, weight) for a, b, weight in zip(v, u, weights, strict=True)), c_a
 
     def fake(self, context: Context, x: Latents, sigma: Tensor, c_a: Tensor | None) -> Latents:
         """The fake score's velocities. `c_a`: the teacher's plan, if it is there already."""
@@ -320,30 +326,6 @@ def change(audio_BJC: Tensor) -> Tensor:
     return audio_BJC.diff(dim=1).abs().mean()
 
 
-def load_teacher(folder: Path | None) -> Models:
-    """The model folder that is distilled."""
-    if folder is None:
-        raise InputError("this stage needs --teacher DIR, a model folder (scripts/assemble.py writes one)")
-    if not (Path(folder) / INDEX).is_file():
-        raise CheckpointError(
-            f"--teacher: expected a model folder with {INDEX}, found none at {folder}; write one from stage 2's run "
-            "with scripts/assemble.py"
-        )
-    return stream_models.load(Path(folder))
-
-
-def fingerprint(folder: Path) -> str:
-    """Tells one teacher's weights from another's: a resumed run must have the one that it began with."""
-    digest = hashlib.sha256()
-    for name in ("orchestrator", "dit"):
-        path = Path(folder) / name / "model.safetensors"
-        with open(path, "rb") as file:
-            digest.update(str(path.stat().st_size).encode() + file.read(1 << 22))
-            file.seek(-min(1 << 22, path.stat().st_size), 2)
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
-
-
 def export(objective: DistillObjective, target: Path) -> None:
     """The student as a model folder that streams, and the fake score beside it."""
     stream_models.save(objective.student(), target)
@@ -354,7 +336,8 @@ def export(objective: DistillObjective, target: Path) -> None:
 
 
 def carry_out(
-    objective: DistillObjective, schedule: Schedule, out: Path, *, resume: bool, facts: dict[str, object]
+    objective: DistillObjective, schedule: Schedule, out: Path, *, resume: bool, facts: dict[str, object],
+    scale: Scale | None = None,
 ) -> None:
     """Run the loop, with pictures of the same two streams at every save."""
     data = objective.held_out
@@ -362,15 +345,17 @@ def carry_out(
     objective.gallery = Gallery(out, clips)
     about = {"preset": objective.teacher.config.name, "seed": objective.seed, "batch": objective.batch}
     facts = {**about, **asdict(objective.terms), **facts}
-    run(objective, schedule, out, resume=resume, export=lambda target: export(objective, target), facts=facts)
+    write, grows = (lambda target: export(objective, target)), {"data": objective.data}
+    run(objective, schedule, out, resume=resume, export=write, facts=facts, scale=scale, data=grows)
 
 
-def pace(config: ModelConfig, minutes: float, rate: float | None, cooldown: float, warmup: int) -> Schedule:
+def pace(
+    config: ModelConfig, minutes: float, rate: float | None, cooldown: float, warmup: int, steps: int | None = None
+) -> Schedule:
     """beta1 = 0 and no Muon: the fake score moves, and with it what a momentum would remember."""
     rate = (PAPER_RATE if config.name == "paper" else RATE) if rate is None else rate
-    return Schedule(
-        minutes=minutes, rate=rate, cooldown=cooldown, warmup=warmup, muon=False, betas=(0.0, 0.999), weight_decay=0.0
-    )
+    given = {"minutes": minutes, "rate": rate, "cooldown": cooldown, "warmup": warmup, "max_steps": steps}
+    return Schedule(**given, muon=False, betas=(0.0, 0.999), weight_decay=0.0)
 
 
 def train_distill(
@@ -378,18 +363,19 @@ def train_distill(
     rate: float | None = None, fake_rate: float | None = None, cooldown: float = 0.0, seed: int = 0,
     device: str = "cpu", teacher: Path | None = None, guidance: float | None = None, audio_weight: float = 1.0,
     follow: int = 5, train_orchestrator: bool = False, no_sink: bool = False, no_history: bool = False,
-    warmup: int = 60,
+    warmup: int = 60, updates: int | None = None, scale: Scale | None = None,
 ) -> None:
-    """Train stage I for `minutes` from the model in `teacher`; writes a model folder and a checkpoint."""
+    """Train stage I for `minutes`, or to `updates` of the student, from the model in `teacher`; writes a model folder
+    and a checkpoint."""
     models = load_teacher(teacher)
     assert teacher is not None
-    schedule = pace(config, minutes, rate, cooldown, warmup)
+    schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
     terms = DistillTerms(
-        guidance=models.guidance if guidance is None else guidance, audio=audio_weight, follow=follow,
-        sink=not no_sink, history=not no_history, orchestrator=train_orchestrator,
+        **teacher_guidance(models, guidance), audio=audio_weight, follow=follow, sink=not no_sink,
+        history=not no_history, orchestrator=train_orchestrator,
     )
     objective = DistillObjective(
         config, data, models, batch=batch, terms=terms, seed=seed, device=device,
         fake_factor=FAKE_SHARE if fake_rate is None else fake_rate / schedule.rate,
     )
-    carry_out(objective, schedule, out, resume=resume, facts={"teacher": fingerprint(teacher)})
+    carry_out(objective, schedule, out, resume=resume, facts={"teacher": fingerprint(teacher)}, scale=scale)

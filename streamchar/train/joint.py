@@ -7,6 +7,7 @@ ever built. Between two steps on clips stands one on speech alone, where there i
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from streamchar.errors import ConfigError
 from streamchar.flow.path import interpolate, velocity
 from streamchar.orchestrator.lm import Plan
 from streamchar.orchestrator.packing import SpeechBatch
+from streamchar.orchestrator.tokenizer import tokenizer
+from streamchar.stream.models import Models
 from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.orchestrator import (
+    SHOWN_EVERY,
+    SPEAKING_STEPS,
     SpeechModel,
     SpeechObjective,
     SpeechTerms,
@@ -33,6 +38,8 @@ from streamchar.train.orchestrator import (
     start_from,
     wrong_text,
 )
+from streamchar.train.parallel import Scale
+from streamchar.train.streams import Codecs, Gallery, codecs_for
 
 MOUTH = (0.605, 0.5)
 """Centre of the mouth in the world's portraits, as shares of height and width (60 characters: +-0.005)."""
@@ -99,6 +106,7 @@ class JointObjective:
     """Flow on video and audio plus the pointer."""
 
     name = "joint"
+    parts, uneven = 1, False
 
     def __init__(
         self, config: ModelConfig, data: Path, prompt_encoder: T5PromptEncoder, *, batch: int, terms: VideoTerms,
@@ -138,6 +146,8 @@ class JointObjective:
         self._measure_deviation()
         self.focus = mouth_focus(config.latent_size, terms.focus).to(self.device)
         self.samples_per_step = batch * self.chunks
+        self.gallery: Gallery | None = None
+        self.codecs: Codecs | None = None
 
     @torch.no_grad()
     def _measure_deviation(self) -> None:
@@ -200,14 +210,12 @@ class JointObjective:
         assert v.video is not None and v.audio is not None
         return plan, v.video.float(), v.audio.float()
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        if step % 100 == 0:
-            self.data.refresh()
-        if self.speech is not None and step % 2:
-            total, scalars = self.speech.loss(step)
+    def loss(self, number: int) -> tuple[Tensor, dict[str, float]]:
+        if self.speech is not None and number // self.parts % 2:
+            total, scalars = self.speech.loss(number)
             return total, {f"speech_{k}": v for k, v in scalars.items()}
-        draw = generator(self.seed, step)
-        windows = self.windows(step, draw)
+        draw = generator(self.seed, number)
+        windows = self.windows(number, draw)
         batch, target_a = corrupt(windows, self.speech_terms, draw)
         scene = self.scene(windows, batch, draw, self.terms).to(self.device)
         windows, batch, target_a = windows.to(self.device), batch.to(self.device), target_a.to(self.device)
@@ -220,6 +228,22 @@ class JointObjective:
         total = self.terms.weight * weighted + flow_a
         total = total + self.speech_terms.pointer * cross + self.speech_terms.end * distance
         return total, {"video": float(flow_v.detach()), "audio": float(flow_a.detach()), **scalars}
+
+    def show(self, step: int) -> None:
+        """Film strips and spectrograms of streams as a session plays them, by uncompiled copies of the networks: what
+        the compiler knows of training's shapes stays as it is."""
+        if self.gallery is None or self.codecs is None or not self.gallery.due():
+            return
+        prompt_encoder = self.prompt_encoder
+        self.gallery.show(
+            Models(
+                name=self.config.name, config=self.config, orchestrator=deepcopy(self.model.orchestrator).eval(),
+                dit=deepcopy(self.model.dit).eval(), video_codec=self.codecs.video.to(self.device),
+                audio_codec=self.codecs.audio.to(self.device), prompt_encoder=prompt_encoder,
+                tokenizer=tokenizer(self.config.tokenizer), steps=SPEAKING_STEPS,
+            ),
+            step,
+        )
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -256,6 +280,7 @@ class JointObjective:
                 figures[f"audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
                 if not name:
                     figures[f"within_1_{sigma}"] = pointer_terms(plan, windows.to(self.device), batch)[2]["within_1"]
+        self.show(step)
         return figures
 
 
@@ -263,12 +288,12 @@ def train_joint(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 6,
     rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, start: Path | None = None, speech: Path | None = None,
     prompt_encoder: Path | None = None, device: str = "cpu", freeze_speech: bool = False,
-    warmup: int = 200,
+    warmup: int = 200, scale: Scale | None = None, codecs: Path | None = None,
 ) -> None:
     """Train stage 2 for `minutes` from stage 1's export in `start`; writes components and a checkpoint.
 
     `speech`: shards of speech alone to mix in; `prompt_encoder`: the frozen text encoder's folder (the
-    shipped one by default)."""
+    shipped one by default); `codecs`: their folder, to see and hear samples (the shipped ones where they fit)."""
     from importlib import resources
 
     folder = prompt_encoder or Path(str(resources.files("streamchar") / "assets" / "toon" / "prompt_encoder"))
@@ -277,10 +302,17 @@ def train_joint(
         start=None if resume else start, speech=speech, seed=seed, device=device,
     )
 
+    held_out = objective.held_out
+    clips = [held_out.shards[path][clip] for path, clip, _ in held_out.index[:2]]
+    objective.codecs, objective.gallery = codecs_for(config, codecs), Gallery(out, clips, every=SHOWN_EVERY)
+
     def export(target: Path) -> None:
         save_component(objective.model.orchestrator, config.orchestrator, target / "orchestrator")
         save_component(objective.model.dit, config.dit, target / "dit")
 
     schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown, warmup=warmup)
     facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch}
-    run(objective, schedule, out, resume=resume, export=export, facts=facts)
+    data_of = {"data": objective.data}
+    if objective.speech is not None:
+        data_of["speech"] = objective.speech.data
+    run(objective, schedule, out, resume=resume, export=export, facts=facts, scale=scale, data=data_of)

@@ -3,6 +3,9 @@
 For short trainings on a CPU: a step costs little beside a convolutional network's own, and far fewer are needed than
 with Adam. Convolutions count as matrices of (out, in x window). The update is scaled to a root mean square of 0.2 per
 entry, so that rates are of the size one would give to Adam.
+
+Orthogonalising needs the whole matrix. Where weights are sharded, the momentum is too; every process gathers one
+matrix after another, does the same work on it as its fellows, and keeps its own rows of the update.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from streamchar.train.parallel import cut_like, whole
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # singular values in (0, 1] to about 1 within five rounds
 
@@ -50,8 +55,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter.grad)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 ahead = torch.lerp(parameter.grad, state["momentum"], group["momentum"])
-                update = orthogonalised(ahead.flatten(1))
+                update = orthogonalised(whole(ahead).flatten(1))
                 size = 0.2 * max(update.shape) ** 0.5
+                update = cut_like(update.view(parameter.shape), parameter)
                 if group["weight_decay"]:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * size)
+                parameter.add_(update, alpha=-group["lr"] * size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,21 @@ from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
 from streamchar.data.dataset import WindowDataset, Windows
 from streamchar.dit.model import JointDiT
 from streamchar.flow.path import interpolate, sample_sigma, velocity
+from streamchar.flow.sampler import EulerSampler, Latents
+from streamchar.flow.schedule import Schedule as Steps
 from streamchar.orchestrator.lm import Orchestrator, Plan
 from streamchar.orchestrator.packing import SpeechBatch
 from streamchar.orchestrator.pointer import pointer_loss
 from streamchar.train.loop import Schedule, generator, run
+from streamchar.train.parallel import Scale
+
+if TYPE_CHECKING:  # streams are not needed to learn to speak, only to show it
+    from streamchar.train.streams import Codecs, Gallery
+
+SPEAKING_STEPS = 16
+"""Of the samples that are shown, in stages 1 and 2."""
+SHOWN_EVERY = 4
+"""Saves from one showing to the next: about a quarter of an hour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +126,7 @@ class SpeechObjective:
     """Flow loss on audio plus the pointer's."""
 
     name = "orchestrator"
+    parts, uneven = 1, False
     chunks = (4, 4, 4, 11)
 
     def __init__(
@@ -135,6 +148,8 @@ class SpeechObjective:
         measure_deviation(self.model.dit, self.data)
         self.model.to(self.device)
         self.samples_per_step = batch
+        self.gallery: Gallery | None = None
+        self.codecs: Codecs | None = None
 
     def rate_factor(self, name: str) -> float:
         return 1.0
@@ -149,11 +164,9 @@ class SpeechObjective:
         v = self.model.dit.denoise_audio(batch.noisy.flatten(0, 1), plan.c_a, batch.sigma.flatten())
         return plan, v.float().reshape(batch.noisy.shape)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        if step % 100 == 0:
-            self.data.refresh()
-        windows = self.windows(step)
-        batch, target = corrupt(windows, self.terms, generator(self.seed, step))
+    def loss(self, number: int) -> tuple[Tensor, dict[str, float]]:
+        windows = self.windows(number)
+        batch, target = corrupt(windows, self.terms, generator(self.seed, number))
         windows, batch, target = windows.to(self.device), batch.to(self.device), target.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             plan, v = self.flow(batch)
@@ -161,6 +174,27 @@ class SpeechObjective:
         cross, distance, scalars = pointer_terms(plan, windows, batch)
         total = flow + self.terms.pointer * cross + self.terms.end * distance
         return total, {"flow": float(flow.detach()), **scalars}
+
+    def speak(self, windows: Windows, draw: torch.Generator) -> Tensor:
+        """(B, 33 n, C): the windows' chunks from noise, each after the true ones before it."""
+        quiet = SpeechTerms(drop_reference=0, drop_text=0, history_noise=0, cursor_noise=0)
+        batch = corrupt(windows, quiet, draw)[0].to(self.device)
+
+        def field(x: Latents, sigma: float, last: bool) -> Latents:
+            return (self.flow(replace(batch, noisy=x[0], sigma=torch.full_like(batch.sigma, sigma)))[1],)
+
+        sampler = EulerSampler(schedule=Steps(steps=SPEAKING_STEPS, shift=self.terms.shift))
+        noise = torch.randn(batch.noisy.shape, generator=draw).to(self.device)
+        return sampler(field, (noise,), draw)[0].flatten(1, 2)
+
+    def show(self, step: int) -> None:
+        """Spectrograms of two windows, and once of what they were cut from."""
+        if self.gallery is None or self.codecs is None or not self.gallery.due():
+            return
+        windows, codec = (self.held_out or self.data).batch(10**8 + 1, 2, 2), self.codecs.audio
+        if self.gallery.saves == 1:
+            self.gallery.hear(windows.audio.flatten(1, 2), codec, step, "true_sound")
+        self.gallery.hear(self.speak(windows, generator(7, 0)).cpu(), codec, step, "sound")
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -186,6 +220,7 @@ class SpeechObjective:
                     scalars = pointer_terms(plan, windows.to(self.device), batch)[2]
                     figures[f"within_1_{sigma}"] = scalars["within_1"]
                     figures[f"end_error_{sigma}"] = scalars["end_error"]
+        self.show(step)
         return figures
 
 
@@ -202,12 +237,17 @@ def wrong_voice(batch: SpeechBatch) -> SpeechBatch:
 def train_orchestrator(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 16,
     rate: float = 1e-3, cooldown: float = 0.0, seed: int = 0, device: str = "cpu", start: Path | None = None,
+    scale: Scale | None = None, codecs: Path | None = None,
 ) -> None:
     """Train stage 1 for `minutes`; writes `out/orchestrator`, `out/dit` and a checkpoint. `start`: a model or an
-    export to begin from."""
+    export to begin from; `codecs`: their folder, to hear samples (the shipped ones where they fit)."""
     objective = SpeechObjective(
         config, data, batch=batch, terms=SpeechTerms(), seed=seed, device=device, start=None if resume else start
     )
+
+    from streamchar.train.streams import Gallery, codecs_for
+
+    objective.codecs, objective.gallery = codecs_for(config, codecs), Gallery(out, [], every=SHOWN_EVERY)
 
     def export(folder: Path) -> None:
         save_component(objective.model.orchestrator, config.orchestrator, folder / "orchestrator")
@@ -215,4 +255,5 @@ def train_orchestrator(
 
     schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown)
     facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch}
-    run(objective, schedule, out, resume=resume, export=export, facts=facts)
+    data_of = {"data": objective.data}
+    run(objective, schedule, out, resume=resume, export=export, facts=facts, scale=scale, data=data_of)

@@ -55,14 +55,14 @@ from streamchar.train.distill import (
     DistillObjective,
     DistillTerms,
     carry_out,
-    fingerprint,
-    load_teacher,
     log,
     movement,
     pace,
 )
 from streamchar.train.loop import generator
+from streamchar.train.parallel import Scale
 from streamchar.train.streams import begin, transcript_of, true_cursor
+from streamchar.train.teacher import fingerprint, load_teacher, teacher_guidance
 
 J = clock.AUDIO_LATENTS_PER_CHUNK
 
@@ -143,6 +143,8 @@ class RolloutObjective(DistillObjective):
     """Stage II; the two scores and their updates are stage I's."""
 
     name = "rollout"
+    uneven = True
+    """A stream ends when its transcript does."""
     terms: RolloutTerms
 
     def __init__(self, config: ModelConfig, data: Path, teacher: Models, *, terms: RolloutTerms, **options) -> None:
@@ -159,8 +161,8 @@ class RolloutObjective(DistillObjective):
             )
 
     def sample(self, step: int, trained: int, draw: torch.Generator) -> tuple[Context, Latents]:
-        """Rollouts of step `step` and the student's estimates of their last chunks."""
-        length = self.terms.length(step)
+        """Rollouts of batch `step` and the student's estimates of their last chunks."""
+        length = self.terms.length(step // self.parts)
         fitting = [entry for entry in self.data.index if entry[2] >= length]
         picks = torch.randint(len(fitting), (self.batch,), generator=draw).tolist()
         seeds = torch.randint(2**31, (self.batch,), generator=draw).tolist()
@@ -318,9 +320,10 @@ def train_rollout(
     device: str = "cpu", teacher: Path | None = None, start: Path | None = None, guidance: float | None = None,
     audio_weight: float = 1.0, follow: int = 5, train_orchestrator: bool = False, no_sink: bool = False,
     no_history: bool = False, no_stage_1: bool = False, no_pointer_truncation: bool = False, chunks: int = 5,
-    grow: int = 40, warmup: int = 60,
+    grow: int = 40, warmup: int = 60, updates: int | None = None, scale: Scale | None = None,
 ) -> None:
-    """Train stage II for `minutes` from stage I's student in `start`; writes a model folder and a checkpoint."""
+    """Train stage II for `minutes`, or to `updates` of the student, from stage I's in `start`; writes a model folder
+    and a checkpoint."""
     if no_stage_1 == (start is not None) and (no_stage_1 or not resume):
         raise InputError(
             "rollout begins from stage I's student: give --start DIR, or --no-stage-1 to begin from the teacher; "
@@ -329,9 +332,9 @@ def train_rollout(
     models = load_teacher(teacher)
     assert teacher is not None
     student = models if start is None else begun(models, start)
-    schedule = pace(config, minutes, rate, cooldown, warmup)
+    schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
     terms = RolloutTerms(
-        guidance=models.guidance if guidance is None else guidance, audio=audio_weight, follow=follow,
+        **teacher_guidance(models, guidance), audio=audio_weight, follow=follow,
         sink=not no_sink, history=not no_history, orchestrator=train_orchestrator, chunks=chunks,
         grow=grow, pointer=not no_pointer_truncation,
     )
@@ -341,4 +344,4 @@ def train_rollout(
         fake_factor=FAKE_SHARE if fake_rate is None else fake_rate / schedule.rate,
     )
     facts: dict[str, object] = {"teacher": fingerprint(teacher), "stage_1": not no_stage_1}
-    carry_out(objective, schedule, out, resume=resume, facts=facts)
+    carry_out(objective, schedule, out, resume=resume, facts=facts, scale=scale)

@@ -5,8 +5,11 @@ Shape letters: T frames, H height, W width, S samples.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ import torch
 from torch import Tensor
 
 from streamchar import clock
+from streamchar.codecs.audio import ToonAudioCodec
+from streamchar.codecs.video import ToonVideoCodec
+from streamchar.config.model import ModelConfig
 from streamchar.data.dataset import progress_at
 from streamchar.data.shards import ClipRecord
 from streamchar.errors import DataError
@@ -22,7 +28,7 @@ from streamchar.stream.chunk import generate_chunk
 from streamchar.stream.models import Models
 from streamchar.stream.session import decode, sampler_of, without
 from streamchar.stream.state import StreamState
-from streamchar.types import Transcript
+from streamchar.types import AudioCodec, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +62,9 @@ def begin(models: Models, clip: ClipRecord, *, seed: int, first: int = 0) -> Str
     video, audio = clip.video, clip.audio[(first - lasting) * J : first * J]
     state = StreamState(
         model=models.name, text=clip.text, prompt=clip.prompt, seed=seed, steps=models.steps,
-        guidance=models.guidance, temperature=models.temperature, still=clip.still[None].float().to(device),
+        guidance=models.guidance, picture_guidance=models.picture_guidance, temperature=models.temperature,
+        picture_temperature=models.picture_temperature,
+        still=clip.still[None].float().to(device),
         voice=reference[None].float().to(device) if len(reference) else None, chunk=first,
         cursor=float(borders[-1]), borders=tuple(borders[:-1].tolist()), window_start=int(borders[0]),
         sink=video[None, 0].float().to(device) if first else None,
@@ -81,11 +89,31 @@ def spectrogram(samples_S: Tensor) -> Tensor:
 
 
 class Gallery:
-    """Film strips and spectrograms of the same few streams, from save to save, in TensorBoard."""
+    """Film strips and spectrograms of the same few streams, from save to save, in TensorBoard.
 
-    def __init__(self, out: Path, clips: list[ClipRecord], chunks: int = 2) -> None:
-        self.clips, self.chunks = clips, chunks
-        self.add_image = _images(out / "samples")
+    Only every so many saves (`every`), the first among them: what takes long must not be done too often."""
+
+    def __init__(self, out: Path, clips: list[ClipRecord], chunks: int = 2, every: int = 1) -> None:
+        self.out, self.clips, self.chunks, self.every, self.saves = out, clips, chunks, every, 0
+
+    @functools.cached_property
+    def add_image(self) -> Callable[[str, Any, int], None] | None:
+        """Opened when something is shown: the process that leads a team alone does that."""
+        return _images(self.out / "samples")
+
+    def due(self) -> bool:
+        """Whether this save is one of those that show something; counts it."""
+        self.saves += 1
+        return (self.saves - 1) % self.every == 0 and self.add_image is not None
+
+    @torch.no_grad()
+    def hear(self, audio_BTC: Tensor, codec: AudioCodec, step: int, name: str) -> None:
+        """Write what latents sound like."""
+        if self.add_image is None:
+            return
+        for index, latents in enumerate(audio_BTC.float()):
+            samples, _ = codec.decode(latents[None], None)
+            self.add_image(f"{name}/{index}", spectrogram(samples[0].float().cpu()), step)
 
     @torch.no_grad()
     def show(self, models: Models, step: int) -> None:
@@ -96,6 +124,31 @@ class Gallery:
             frames, samples = play(models, clip, self.chunks)
             self.add_image(f"film/{index}", film_strip(frames), step)
             self.add_image(f"sound/{index}", spectrogram(samples), step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codecs:
+    """What makes latents visible and audible."""
+
+    video: ToonVideoCodec
+    audio: ToonAudioCodec
+
+
+def codecs_for(config: ModelConfig, folder: Path | None) -> Codecs | None:
+    """The codecs in `folder` (video_codec/, audio_codec/), or the shipped ones; None, and one line in the log, where
+    they are not of this model's latents."""
+    place = folder or Path(str(resources.files("streamchar") / "assets" / "toon"))
+    if config.video.family != "toon":
+        log.info("no film strips: the codecs of %s are not trained here", config.name)
+        return None
+    video, audio = ToonVideoCodec.load(place / "video_codec"), ToonAudioCodec.load(place / "audio_codec")
+    stride = video.config.spatial_stride
+    found = (video.config.latent_channels, (config.height // stride, config.width // stride))
+    if found != (config.dit.video_channels, config.latent_size):
+        log.info("no film strips: the codec in %s has latents of %s, this model of %s; give --codecs", place, found,
+                 (config.dit.video_channels, config.latent_size))
+        return None
+    return Codecs(video=video.eval(), audio=audio.eval())
 
 
 def play(models: Models, clip: ClipRecord, chunks: int) -> tuple[Tensor, Tensor]:

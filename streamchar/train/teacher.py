@@ -1,0 +1,42 @@
+"""The model that is distilled: its folder, what tells it from another, and the guidance it is played with."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from streamchar.errors import CheckpointError, InputError
+from streamchar.stream import models as stream_models
+from streamchar.stream.models import INDEX, Models
+
+
+def load_teacher(folder: Path | None) -> Models:
+    """The model folder that is distilled."""
+    if folder is None:
+        raise InputError("this stage needs --teacher DIR, a model folder (scripts/assemble.py writes one)")
+    if not (Path(folder) / INDEX).is_file():
+        raise CheckpointError(
+            f"--teacher: expected a model folder with {INDEX}, found none at {folder}; write one from stage 2's run "
+            "with scripts/assemble.py"
+        )
+    return stream_models.load(Path(folder))
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells one teacher's weights from another's: a resumed run must have the one that it began with."""
+    digest = hashlib.sha256()
+    for name in ("orchestrator", "dit"):
+        path = Path(folder) / name / "model.safetensors"
+        with open(path, "rb") as file:
+            digest.update(str(path.stat().st_size).encode() + file.read(1 << 22))
+            file.seek(-min(1 << 22, path.stat().st_size), 2)
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def teacher_guidance(models: Models, guidance: float | None) -> dict[str, Any]:
+    """Terms of a distillation: the teacher's own guidance of speech and picture, or `guidance` for both."""
+    if guidance is not None:
+        return {"guidance": guidance, "picture_guidance": None}
+    return {"guidance": models.guidance, "picture_guidance": models.picture_guidance}

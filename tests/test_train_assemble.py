@@ -1,0 +1,99 @@
+"""From a run to a model folder: a student stays a student, and its fake score is not lost on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from streamchar.errors import CheckpointError
+from streamchar.stream.models import load
+from streamchar.train.assemble import Sampling, sampling_of
+from streamchar.train.checkpoint import save_checkpoint
+from streamchar.train.distill import FAKE, export
+from streamchar.train.rollout import begun, followed
+from tests.distillation import distill, loaded_teacher, made_folders, plain_run  # noqa: F401 - fixtures
+from tests.test_gpu_pieces import PATH
+
+pytestmark = pytest.mark.usefixtures("plain")
+
+
+@pytest.fixture
+def pieces():
+    spec = importlib.util.spec_from_file_location("pieces", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(folders, teacher, tmp_path):
+    """A run of stage I after no step, with weights that tell student, fake score and averages apart."""
+    objective = distill(folders, teacher, sink=False, temperature=0.7)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in objective.model.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+    average = {n: p.detach() + 0.01 for n, p in objective.model.named_parameters() if p.requires_grad}
+    facts = {"objective": "distill", "preset": "tiny", "seed": 3, "step": 5, **asdict(objective.terms)}
+    optimizers = [torch.optim.AdamW([p for p in objective.model.parameters() if p.requires_grad])]
+    save_checkpoint(tmp_path / "run" / "checkpoint", objective.model, optimizers, average, facts)
+    export(objective, tmp_path / "run")
+    return tmp_path / "run", objective, average
+
+
+def test_pieces_bring_the_fake_score_back(run, teacher, pieces, tmp_path):
+    folder, _, average = run
+    pieces.main(["split", str(folder), str(tmp_path / "pieces"), "--level", "exact"])
+    pieces.main(["join", str(tmp_path / "pieces"), str(tmp_path / "back")])
+    back = tmp_path / "back"
+    assert (back / FAKE / "dit" / "config.json").read_text() == (folder / FAKE / "dit" / "config.json").read_text()
+    name = "patch_embedding.weight"
+    stored = load_file(back / FAKE / "dit" / "model.safetensors")[name]
+    assert torch.equal(stored, average[f"fake_dit.{name}"])
+    fake, student = followed(teacher, back), begun(teacher, back)
+    assert torch.equal(fake.dit.patch_embedding.weight, average[f"fake_dit.{name}"])
+    assert torch.equal(student.dit.patch_embedding.weight, average[f"dit.{name}"])
+    assert not torch.equal(fake.dit.patch_embedding.weight, student.dit.patch_embedding.weight)
+
+
+def test_how_a_student_is_played(run, pieces, tmp_path):
+    folder, *_ = run
+    expected = Sampling(steps=4, temperature=0.7, sampler="renoise", shift=5.0, sink=False)
+    assert sampling_of(folder) == expected, "from the export"
+    pieces.main(["split", str(folder), str(tmp_path / "pieces")])
+    pieces.main(["join", str(tmp_path / "pieces"), str(tmp_path / "back")])
+    assert not (tmp_path / "back" / "model_index.json").exists()
+    assert sampling_of(tmp_path / "back") == expected, "from the facts"
+    assert sampling_of(tmp_path) == Sampling(), "a base model's"
+    facts = tmp_path / "base" / "checkpoint" / "facts.json"
+    facts.parent.mkdir(parents=True)
+    facts.write_text(json.dumps({"objective": "joint", "steps": 9}))
+    assert sampling_of(tmp_path / "base") == Sampling()
+    facts.write_text("{")
+    with pytest.raises(CheckpointError, match="cannot read how the model"):
+        sampling_of(tmp_path / "base")
+
+
+def test_the_script_keeps_a_student_a_student(run, folders, tmp_path, monkeypatch):
+    import runpy
+    from pathlib import Path
+
+    folder, objective, _ = run
+    script = Path(__file__).parents[1] / "scripts" / "assemble.py"
+    arguments = ["--preset", "tiny", "--speech", str(folder), "--codecs", str(folders / "teacher")]
+    for name, extra in (("as-trained", []), ("asked", ["--steps", "2", "--temperature", "0.5", "--full"])):
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--out", str(tmp_path / name), *extra])
+        runpy.run_path(str(script), run_name="__main__")
+    made, asked = load(tmp_path / "as-trained"), load(tmp_path / "asked")
+    played = {name: getattr(made, name) for name in asdict(Sampling())}
+    assert Sampling(**played) == sampling_of(folder)
+    assert (asked.steps, asked.temperature, asked.sampler, asked.sink) == (2, 0.5, "renoise", False)
+    weight = objective.model.dit.patch_embedding.weight
+    torch.testing.assert_close(asked.dit.patch_embedding.weight, weight)
+    assert replace(asked, name="x").history is True
