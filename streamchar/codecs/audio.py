@@ -196,6 +196,7 @@ class ToonAudioCodec(nn.Module):
     """See the module's text. Satisfies the `AudioCodec` protocol."""
 
     stride = clock.AUDIO_STRIDE
+    lookahead = 0
 
     rotation: Tensor
     mean: Tensor
@@ -208,7 +209,7 @@ class ToonAudioCodec(nn.Module):
         self.config = config
         self.latent_channels = config.latent_channels
         self.encoder = Encoder(config.width, config.blocks, config.latent_channels)
-        self.decoder = Decoder(config.width, config.blocks, config.latent_channels)
+        self.decoder = Decoder(config.width, config.decoder_blocks or config.blocks, config.latent_channels)
         self.register_buffer("rotation", torch.eye(config.latent_channels))
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("scale", torch.ones(()))

@@ -4,9 +4,10 @@ With ratios 2, 4, 4, 8, 8 and 64 channels its stride is the clock's 2048; it run
 unscaled, as diffusers' Stable Audio pipeline does.
 
 Its decoder is not causal: the samples of one latent depend on `reach(ratios)` = 10 latents on either side (0.42 s).
-A stream that equals the decoding at once therefore has to come later by that much. `lookahead` chooses: 10 is exact
-and delays the sound by 10 latents (`delay`; `flush` returns the rest), 0 has no delay but decodes the last latents
-of every call as though silence followed, which is heard as a faint seam. Anything between is a compromise.
+So that a stream decoded chunk by chunk equals one decoded at once, `decode` is handed the first `lookahead` latents
+that follow: a chunk can be heard when the next one has been generated, and the last one at once. `lookahead` 10 is
+exact; 0 waits for nothing, but decodes a chunk's last latents as though silence followed, which is heard as a faint
+seam. Anything between is a compromise.
 
 Shape letters: B batch, S samples, T latents, C channels.
 """
@@ -14,7 +15,9 @@ Shape letters: B batch, S samples, T latents, C channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,32 @@ from diffusers import AutoencoderOobleck  # pyright: ignore[reportPrivateImportU
 from torch import Tensor, nn
 
 from streamchar import clock
+from streamchar.codecs.tail import LatentTail
 from streamchar.config.model import AudioCodecConfig
 from streamchar.errors import CheckpointError, ConfigError, InputError
 
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 _DILATIONS = (1, 3, 9)  # of a decoder block's three residual units, each with a kernel of 7
+
+
+def oobleck_vae(config: AudioCodecConfig) -> AutoencoderOobleck:
+    """An untrained mono Oobleck of this size with the clock's stride, at the clock's rate."""
+    if config.family != "oobleck":
+        raise ConfigError(f'an Oobleck VAE needs family "oobleck", got {config.family!r}')
+    with quiet_weight_norm():
+        return AutoencoderOobleck(
+            encoder_hidden_size=2 * config.latent_channels,  # its encoder ends in means and scales
+            decoder_channels=config.width, decoder_input_channels=config.latent_channels, audio_channels=1,
+            sampling_rate=clock.AUDIO_RATE,
+        )  # fmt: skip
+
+
+@contextmanager
+def quiet_weight_norm() -> Iterator[None]:
+    """diffusers' class uses a form of weight norm that torch would like to see gone; its users cannot help it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        yield
 
 
 def reach(ratios: tuple[int, ...]) -> int:
@@ -41,16 +65,6 @@ def reach(ratios: tuple[int, ...]) -> int:
         padding = math.ceil(stride / 2)  # transposed convolution of kernel 2 s: o = i s - padding + k
         low, high = -((-low - padding + 2 * stride - 1) // stride), (high + padding) // stride
     return max(-low, high) + 3  # the first convolution, kernel 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class OobleckState:
-    """What a decoding stream remembers."""
-
-    tail_BTC: Tensor
-    """The last latents, at most `reach + lookahead`."""
-    seen: int
-    """Latents given so far."""
 
 
 class OobleckAudioCodec(nn.Module):
@@ -70,9 +84,9 @@ class OobleckAudioCodec(nn.Module):
         self.vae = vae.eval().requires_grad_(False)
         self.latent_channels: int = settings.decoder_input_channels
         self.reach = reach(ratios)
-        self.delay = self.reach if lookahead is None else lookahead
-        """Latents by which `decode`'s sound is late."""
-        if not 0 <= self.delay <= self.reach:
+        self.lookahead = self.reach if lookahead is None else lookahead
+        """Latents of what follows that `decode` looks at."""
+        if not 0 <= self.lookahead <= self.reach:
             raise ConfigError(f"lookahead must be from 0 to {self.reach} latents, got {lookahead}")
 
     @property
@@ -91,24 +105,23 @@ class OobleckAudioCodec(nn.Module):
         return self.vae.encode(ears.to(self.vae.dtype)).latent_dist.mode().transpose(1, 2).float()
 
     @torch.no_grad()
-    def decode(self, latents_BTC: Tensor, state: OobleckState | None = None) -> tuple[Tensor, OobleckState]:
+    def decode(
+        self, latents_BTC: Tensor, state: LatentTail | None = None, following_BTC: Tensor | None = None
+    ) -> tuple[Tensor, LatentTail]:
         """(B, T, C) and the state after the latents before -> (B, 2048 T) float32 and the state after.
 
-        The sound is `delay` latents late: a stream begins with as much silence.
+        `following_BTC` are latents that come next, `lookahead` of them or more; None, or fewer, where the stream ends.
         """
         self._check(latents_BTC)
-        seen = state.seen if state is not None else 0
-        window = latents_BTC if state is None else torch.cat([state.tail_BTC.to(latents_BTC), latents_BTC], dim=1)
-        count, first = latents_BTC.shape[1], seen - self.delay  # index of the first latent to be heard
-        samples_BS = self._heard(window, seen + count - window.shape[1], first, first + count)
-        keep = min(window.shape[1], self.reach + self.delay)
-        return samples_BS, OobleckState(tail_BTC=window[:, window.shape[1] - keep :], seen=seen + count)
-
-    @torch.no_grad()
-    def flush(self, state: OobleckState) -> Tensor:
-        """The last `delay` latents' sound at a stream's end: (B, 2048 delay)."""
-        start = state.seen - state.tail_BTC.shape[1]
-        return self._heard(state.tail_BTC, start, state.seen - self.delay, state.seen)
+        before = latents_BTC[:, :0] if state is None else state.tail_BTC.to(latents_BTC)
+        parts = [before, latents_BTC]
+        if following_BTC is not None and following_BTC.shape[1]:
+            self._check(following_BTC)
+            parts.append(following_BTC[:, : self.lookahead].to(latents_BTC))
+        first, last = before.shape[1], before.shape[1] + latents_BTC.shape[1]
+        samples_BS = self.decode_at_once(torch.cat(parts, dim=1))[:, first * self.stride : last * self.stride]
+        heard_BTC = torch.cat(parts[:2], dim=1)
+        return samples_BS, LatentTail(tail_BTC=heard_BTC[:, max(0, last - self.reach) :].clone())
 
     @torch.no_grad()
     def decode_at_once(self, latents_BTC: Tensor) -> Tensor:
@@ -135,9 +148,10 @@ class OobleckAudioCodec(nn.Module):
     ) -> OobleckAudioCodec:
         """From a diffusers folder or hub id (`stabilityai/stable-audio-open-1.0` with subfolder `vae`)."""
         try:
-            vae = AutoencoderOobleck.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True
-            )
+            with quiet_weight_norm():
+                vae = AutoencoderOobleck.from_pretrained(
+                    source, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
+                )
         except LOAD_ERRORS as error:
             raise CheckpointError(f"cannot read an Oobleck VAE from {source} ({subfolder}): {error}") from error
         return cls(vae, lookahead)
@@ -146,15 +160,6 @@ class OobleckAudioCodec(nn.Module):
     def from_module(cls, vae: AutoencoderOobleck, lookahead: int | None = None) -> OobleckAudioCodec:
         """Around a VAE that is already built."""
         return cls(vae, lookahead)
-
-    def _heard(self, window_BTC: Tensor, start: int, first: int, last: int) -> Tensor:
-        """Samples of latents [first, last) from a window whose first latent is number `start`."""
-        silence = max(0, min(last, 0) - first)
-        parts = [window_BTC.new_zeros(window_BTC.shape[0], silence * self.stride, dtype=torch.float32)]
-        if last > max(first, 0):
-            own = slice((max(first, 0) - start) * self.stride, (last - start) * self.stride)
-            parts.append(self.decode_at_once(window_BTC)[:, own])
-        return torch.cat(parts, dim=1)
 
     def _check(self, latents_BTC: Tensor) -> None:
         if latents_BTC.ndim != 3 or latents_BTC.shape[2] != self.latent_channels or not latents_BTC.shape[1]:

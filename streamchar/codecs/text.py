@@ -19,7 +19,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Sequence, Split
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from streamchar.codecs.component import read_config, read_weights, save_component
 from streamchar.config.model import PromptEncoderConfig
@@ -117,6 +117,21 @@ class T5PromptEncoder(nn.Module):
         return encoder.eval().requires_grad_(False)
 
 
+def umt5_encoder(config: PromptEncoderConfig) -> UMT5EncoderModel:
+    """An untrained umT5 encoder of this size."""
+    if config.family != "umt5" or config.width % config.heads:
+        raise ConfigError(
+            f'a umT5 encoder needs family "umt5" and a width that its heads divide, got {config.family!r}, '
+            f"{config.width} and {config.heads}"
+        )
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=config.vocab_size, d_model=config.width, d_kv=config.width // config.heads, d_ff=config.ffn,
+            num_layers=config.layers, num_heads=config.heads, dropout_rate=0.0,
+        )
+    )  # fmt: skip
+
+
 class UMT5PromptEncoder(nn.Module):
     """transformers' `UMT5EncoderModel` (Wan's umT5-XXL) behind the same protocol."""
 
@@ -184,7 +199,16 @@ class UMT5PromptEncoder(nn.Module):
 
 
 def clean_prompt(text: str) -> str:
-    """HTML entities resolved and white space collapsed, as Wan's weights saw their prompts."""
+    """HTML entities resolved and white space collapsed, as Wan's weights saw their prompts.
+
+    Where ftfy is installed it mends broken characters first and makes curly quotes straight; diffusers' Wan
+    pipeline does the same under the same condition."""
+    try:
+        import ftfy
+    except ImportError:
+        pass
+    else:
+        text = ftfy.fix_text(text)
     return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
 
 

@@ -15,9 +15,28 @@ from torch import Tensor, nn
 
 from streamchar import clock
 from streamchar.config.model import VideoCodecConfig
-from streamchar.errors import CheckpointError, InputError
+from streamchar.errors import CheckpointError, ConfigError, InputError
 
+WAN22_STRIDE = 16
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+
+def wan_vae(config: VideoCodecConfig) -> AutoencoderKLWan:
+    """An untrained Wan2.2 VAE of this size; its latents are not normalised (no data, no statistics)."""
+    if config.family != "wan" or len(config.widths) != 2 or len(config.blocks) != 1:
+        raise ConfigError(
+            'a Wan VAE needs family "wan", widths (encoder, decoder) and blocks (a level), '
+            f"got {config.family!r}, {config.widths} and {config.blocks}"
+        )
+    if config.spatial_stride != WAN22_STRIDE:
+        raise ConfigError(f"Wan2.2's VAE has a spatial stride of {WAN22_STRIDE}, got {config.spatial_stride}")
+    channels = config.latent_channels
+    return AutoencoderKLWan(
+        base_dim=config.widths[0], decoder_base_dim=config.widths[1], z_dim=channels, dim_mult=[1, 2, 4, 4],
+        num_res_blocks=config.blocks[0], temperal_downsample=[False, True, True], is_residual=True, in_channels=12,
+        out_channels=12, patch_size=2, scale_factor_temporal=clock.VIDEO_STRIDE, scale_factor_spatial=WAN22_STRIDE,
+        latents_mean=[0.0] * channels, latents_std=[1.0] * channels,
+    )  # fmt: skip
 
 
 class WanVideoCodec(nn.Module):
@@ -50,9 +69,11 @@ class WanVideoCodec(nn.Module):
     @property
     def config(self) -> VideoCodecConfig:
         """What our configuration says of this codec."""
+        own: Any = self.vae.config
         return VideoCodecConfig(
-            family="wan", latent_channels=self.latent_channels, spatial_stride=self.spatial_stride
-        )
+            family="wan", latent_channels=self.latent_channels, spatial_stride=self.spatial_stride,
+            widths=(own.base_dim, own.decoder_base_dim or own.base_dim), blocks=(own.num_res_blocks,),
+        )  # fmt: skip
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
@@ -93,7 +114,7 @@ class WanVideoCodec(nn.Module):
         """From a diffusers folder or hub id (`Wan-AI/Wan2.2-TI2V-5B-Diffusers` with subfolder `vae`)."""
         try:
             vae = AutoencoderKLWan.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True
+                source, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False
             )
         except LOAD_ERRORS as error:
             raise CheckpointError(f"cannot read a Wan VAE from {source} (subfolder {subfolder}): {error}") from error

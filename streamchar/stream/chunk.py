@@ -14,7 +14,7 @@ from streamchar import clock
 from streamchar.dit.model import Velocity
 from streamchar.flow.sampler import Latents, Sampler
 from streamchar.orchestrator.lm import Plan
-from streamchar.stream.memory import Memory, chunk_conditions, chunk_layout, recall, slide
+from streamchar.stream.memory import Memory, chunk_conditions, chunk_layout, recall, slide, to_device
 from streamchar.stream.models import Models
 from streamchar.stream.state import StreamState, chunk_generator
 from streamchar.types import Transcript, Word
@@ -58,11 +58,11 @@ def generate_chunk(
     blank = chunk_conditions(models, state, memory, blank=True) if memory.blank is not None else None
     layout = chunk_layout(models, state, motion=True)
     planned = time.perf_counter()
-    cursor = torch.tensor([state.cursor - state.window_start], device=models.device)
+    cursor = torch.full((1,), state.cursor - state.window_start, device=models.device)
     plans: list[Plan] = []
 
     def velocities(x: Latents, sigma: float, last: bool) -> Latents:
-        level = torch.tensor([sigma], device=models.device)
+        level = torch.full((1,), sigma, device=models.device)
         plan = models.orchestrator.plan(memory.prefix, x[1], level, cursor)
         if last:
             plans.append(plan)
@@ -71,15 +71,16 @@ def generate_chunk(
             return v
         empty = models.orchestrator.plan(memory.blank, x[1], level, torch.zeros_like(cursor))
         u = _both(models.dit.denoise(x[0], x[1], empty.c_a, level, layout, blank))
-        return tuple(b + state.guidance * (a - b) for a, b in zip(v, u, strict=True))
+        return tuple(b + weight * (a - b) for a, b, weight in zip(v, u, state.weights, strict=True))
 
     draw = chunk_generator(state)
     noise = tuple(
-        state.temperature * torch.randn(shape, generator=draw).to(models.device) for shape in _shapes(models)
+        to_device(temperature * torch.randn(shape, generator=draw), models.device)
+        for shape, temperature in zip(_shapes(models), state.temperatures, strict=True)
     )
     video, audio = sampler(velocities, noise, draw)
-    done = time.perf_counter()
     following, words, stalled = _advance(state, transcript, plans[-1], video, audio)
+    done = time.perf_counter()  # after the cursor was read: on a GPU that is where the work is waited for
     return ChunkLatents(
         index=state.chunk, video=video, audio=audio, words=words, last=following.finished, stalled=stalled,
         memory=memory, seconds={"orchestrate": planned - began, "denoise": done - planned},
@@ -103,13 +104,15 @@ def _advance(
     state: StreamState, transcript: Transcript, plan: Plan, video: Tensor, audio: Tensor
 ) -> tuple[StreamState, tuple[Word, ...], bool]:
     """The state after the chunk: memory, cursor (monotonic), words, and whether the stream is over."""
-    end = float(plan.progress.end.detach()[0]) + state.window_start
+    # the one time in a chunk that the host waits for the device
+    read = torch.cat([plan.progress.end, plan.progress.position[0]]).detach().cpu()
+    end = float(read[0]) + state.window_start
     cursor = min(max(state.cursor, end), float(len(transcript)))
     still = state.stalled + 1 if cursor - state.cursor < STALL_TOKENS else 0
     spoken = cursor >= len(transcript) - 1.5  # the end token is reached: only silence is left
     stalled = not spoken and still >= STALL_CHUNKS
     finished = spoken or stalled
-    positions = plan.progress.position.detach()[0] + state.window_start
+    positions = read[1:] + state.window_start
     words, next_word, word_start = _hear(state, transcript, positions, cursor, spoken)
     history = audio if state.history is None else torch.cat([state.history, audio], dim=1)
     following = replace(

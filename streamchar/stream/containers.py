@@ -18,7 +18,7 @@ import av
 import numpy as np
 import soundfile
 import torch
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
 from streamchar.clock import AUDIO_RATE, FRAMES_PER_CHUNK, MUX_RATE, VIDEO_FPS
@@ -84,6 +84,7 @@ class MovieSink:
         )
         self._video: Any = None
         self._audio: Any = None
+        self._converter = VideoReformatter()
         self._resampler = Resampler()
         self._pending = torch.zeros(0)
         self.frames = 0
@@ -129,7 +130,10 @@ class MovieSink:
 
     def _add_frame(self, frame_HWC: np.ndarray) -> None:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-        frame = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        # one converter for all frames: `rgb.reformat` builds a new one each time, which costs more than converting
+        frame = self._converter.reformat(
+            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
         frame.pts, frame.time_base = self.frames, Fraction(1, VIDEO_FPS)
         self.frames += 1
         self._container.mux(self._video.encode(frame))

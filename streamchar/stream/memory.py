@@ -76,20 +76,23 @@ def _prefix(models: Models, state: StreamState, ids: Tensor) -> Prefix:
     return prefix
 
 
-def window_ids(models: Models, state: StreamState, transcript: Transcript) -> Tensor:
-    """(1, N) the transcript tokens in the window."""
+def window_ids(models: Models, state: StreamState, transcript: Transcript) -> tuple[int, ...]:
+    """The transcript tokens in the window."""
     stop = state.window_start + models.config.orchestrator.max_transcript
-    return torch.tensor([transcript.ids[state.window_start : stop]], device=models.device)
+    return transcript.ids[state.window_start : stop]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; a GPU is not waited for (pinned memory)."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def recall(models: Models, state: StreamState, transcript: Transcript, memory: Memory | None) -> Memory:
     """Bring the memory up to `state`: extended if it can be, computed anew if the window moved or the
     transcript grew."""
     ids = window_ids(models, state, transcript)
-    guided = state.guidance != 1.0
-    window = Window(
-        start=state.window_start, ids=tuple(ids[0].tolist()), chunks=state.history_chunks, guided=guided
-    )
+    guided = state.guided
+    window = Window(start=state.window_start, ids=ids, chunks=state.history_chunks, guided=guided)
     if memory is not None and memory.window == window:
         prefix, blank = memory.prefix, memory.blank
     elif memory is not None and replace(memory.window, chunks=memory.window.chunks + 1) == window:
@@ -98,28 +101,18 @@ def recall(models: Models, state: StreamState, transcript: Transcript, memory: M
         prefix = models.orchestrator.extend(memory.prefix, latest)
         blank = None if memory.blank is None else models.orchestrator.extend(memory.blank, latest)
     else:
-        prefix = _prefix(models, state, ids)
-        blank = _prefix(models, state, torch.zeros_like(ids[:, :1])) if guided else None
-    if (
-        memory is not None
-        and memory.window.guided == guided
-        and memory.prompt == state.prompt
-        and memory.has_sink == (state.sink is not None)
-    ):
-        anchor, anchor_blank = memory.anchor, memory.anchor_blank
-    else:
-        anchor = _anchor(models, state, state.prompt)
-        anchor_blank = _anchor(models, state, "") if guided else None
+        tokens = to_device(torch.tensor([ids]), models.device)
+        prefix = _prefix(models, state, tokens)
+        blank = _prefix(models, state, torch.zeros_like(tokens[:, :1])) if guided else None
+    held = memory if memory is not None and memory.prompt == state.prompt else None
+    anchor = _anchor(models, state, state.prompt, held, None if held is None else held.anchor)
+    anchor_blank = None
+    if guided:  # the empty prompt's keys hold whatever the prompt
+        anchor_blank = _anchor(models, state, "", memory, None if memory is None else memory.anchor_blank)
     return Memory(
         window=window, prefix=prefix, blank=blank, anchor=anchor, anchor_blank=anchor_blank,
         has_sink=state.sink is not None, prompt=state.prompt,
     )
-
-
-def _conditions(models: Models, state: StreamState, prompt: str, *, motion: bool) -> Conditions:
-    # no copies: a chunk's latents are what they were when they were made
-    text = models.prompt_encoder.encode([prompt]).to(models.device)
-    return Conditions(text=text, ref=state.still, sink=state.sink, motion=state.motion if motion else None)
 
 
 def chunk_layout(models: Models, state: StreamState, *, motion: bool) -> Layout:
@@ -130,9 +123,22 @@ def chunk_layout(models: Models, state: StreamState, *, motion: bool) -> Layout:
     )
 
 
-def _anchor(models: Models, state: StreamState, prompt: str) -> ConditionCache:
+def _anchor(
+    models: Models, state: StreamState, prompt: str, memory: Memory | None, held: ConditionCache | None
+) -> ConditionCache:
+    """Keys of reference and prompt, and of the sink behind them once there is one: each is computed once a stream,
+    always in this order, so that a rebuilt memory is the same to the bit."""
+    if memory is not None and held is not None and memory.has_sink == (state.sink is not None):
+        return held
     layout = chunk_layout(models, state, motion=False)
-    return models.dit.encode_conditions(layout, _conditions(models, state, prompt, motion=False))
+    if memory is not None and held is not None and not memory.has_sink:
+        first = held
+    else:
+        text = models.prompt_encoder.encode([prompt]).to(models.device)
+        first = models.dit.encode_conditions(replace(layout, sink=0), Conditions(text=text, ref=state.still))
+    if state.sink is None:
+        return first
+    return models.dit.encode_conditions(layout, Conditions(text=None, ref=state.still, sink=state.sink), previous=first)
 
 
 def chunk_conditions(models: Models, state: StreamState, memory: Memory, *, blank: bool = False) -> ConditionCache:
@@ -141,5 +147,6 @@ def chunk_conditions(models: Models, state: StreamState, memory: Memory, *, blan
     assert anchor is not None
     if state.motion is None:
         return anchor
-    conditions = _conditions(models, state, "" if blank else state.prompt, motion=True)
+    # no copies: a chunk's latents are what they were when they were made
+    conditions = Conditions(text=None, ref=state.still, sink=state.sink, motion=state.motion)
     return models.dit.encode_conditions(chunk_layout(models, state, motion=True), conditions, previous=anchor)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,10 +22,15 @@ from streamchar.dit.model import JointDiT
 from streamchar.errors import CheckpointError
 from streamchar.orchestrator.lm import Orchestrator
 from streamchar.orchestrator.tokenizer import Tokenizer, tokenizer
+from streamchar.stream.weights import cast
 from streamchar.types import AudioCodec, PromptEncoder, VideoCodec
 
 INDEX = "model_index.json"
 SAMPLERS = ("euler", "renoise")
+SAMPLING = (
+    "steps", "guidance", "picture_guidance", "temperature", "picture_temperature", "sampler", "shift", "sink", "history"
+)
+"""Fields of `Models` that a model folder's index keeps."""
 COMPONENTS = ("orchestrator", "dit", "video_codec", "audio_codec", "prompt_encoder")
 
 
@@ -43,8 +49,12 @@ class Models:
     steps: int = 16
     """Sampling steps this model was made for."""
     guidance: float = 1.0
+    picture_guidance: float | None = None
+    """None: as `guidance`."""
     temperature: float = 1.0
     """Deviation of the noise that sampling starts from."""
+    picture_temperature: float | None = None
+    """None: as `temperature`."""
     sampler: str = "euler"
     """"euler" for a base model, "renoise" for a distilled student."""
     shift: float = 5.0
@@ -86,8 +96,24 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(f"cannot fetch {text!r} from the hub: {str(error).splitlines()[0]}") from None
 
 
-def load(source: str | Path) -> Models:
-    """Load a model in evaluation mode."""
+def sampling(index: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """How a model folder's index says that it is to be sampled."""
+    sampler = index.get("sampler", "euler")
+    if sampler not in SAMPLERS:
+        raise CheckpointError(f"{folder / INDEX} names the sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
+    defaults = {
+        "steps": 16, "guidance": 1.0, "picture_guidance": None, "temperature": 1.0,
+        "picture_temperature": None, "shift": 5.0, "sink": True, "history": True,
+    }
+    return {"sampler": sampler, **{name: index.get(name, value) for name, value in defaults.items()}}
+
+
+def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Models:
+    """Load a model in evaluation mode onto `device`.
+
+    `dtype` is that of the parameters of orchestrator, DiT and prompt encoder, and of a Wan VAE; None leaves a model
+    of the paper's family as it is stored (bfloat16 as `streamchar convert` writes it) and toon in float32.
+    """
     folder = resolve(source)
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -100,12 +126,10 @@ def load(source: str | Path) -> Models:
     if base not in PRESETS:
         raise CheckpointError(f"{folder / INDEX} names the preset {base!r}; known are {', '.join(sorted(PRESETS))}")
     if family != "toon":
-        raise CheckpointError(
-            f"{folder} is a {base!r} model: loading it needs its Wan and Qwen folders, not wired up yet"
-        )
-    sampler = index.get("sampler", "euler")
-    if sampler not in SAMPLERS:
-        raise CheckpointError(f"{folder / INDEX} names the sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
+        from streamchar.stream.checkpoint import load_paper
+
+        return load_paper(folder, index, device, dtype)
+    how = sampling(index, folder)
     orchestrator = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
     dit = load_component(JointDiT, DiTConfig, folder / "dit")
     video, audio = ToonVideoCodec.load(folder / "video_codec"), ToonAudioCodec.load(folder / "audio_codec")
@@ -114,12 +138,13 @@ def load(source: str | Path) -> Models:
         preset(base), orchestrator=orchestrator.config, dit=dit.config, video=video.config, audio=audio.config,
         prompt=prompt.config, tokenizer=tokens, height=height, width=width,
     )
+    for part in (orchestrator, dit, prompt):
+        cast(part, dtype)
+    for part in (orchestrator, dit, video, audio, prompt):
+        part.to(device)
     return Models(
         name=index.get("name", base), config=config, orchestrator=orchestrator, dit=dit, video_codec=video.eval(),
-        audio_codec=audio, prompt_encoder=prompt.eval(), tokenizer=tokenizer(config.tokenizer),
-        steps=index.get("steps", 16), guidance=index.get("guidance", 1.0), temperature=index.get("temperature", 1.0),
-        sampler=sampler, shift=index.get("shift", 5.0), sink=index.get("sink", True),
-        history=index.get("history", True),
+        audio_codec=audio, prompt_encoder=prompt.eval(), tokenizer=tokenizer(config.tokenizer), **how,
     )
 
 
@@ -127,22 +152,37 @@ def save(models: Models, folder: Path | str, dtype: torch.dtype | None = None) -
     """Write the model folder; weights as `dtype` if given."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in models.components().items():
-        if hasattr(part, "save"):
-            part.save(folder / name)
-        else:
-            save_component(part, part.config, folder / name, dtype=dtype)
+    if models.config.video.family != "toon":
+        from streamchar.stream.checkpoint import save_paper
+
+        save_paper(models, folder, dtype)
+    else:
+        for name, part in models.components().items():
+            if hasattr(part, "save"):
+                part.save(folder / name)
+            else:
+                save_component(part, part.config, folder / name, dtype=dtype)
+    how = {name: getattr(models, name) for name in SAMPLING}
+    write_model_index(
+        folder, models.config, {name: type(part).__name__ for name, part in models.components().items()},
+        name=models.name, how=how,
+    )
+
+
+def write_model_index(
+    folder: Path, config: ModelConfig, components: dict[str, str], *, name: str, how: dict[str, Any]
+) -> None:
+    """What makes a folder a model folder, and so written last; `how` are the values of `SAMPLING`."""
     index = {
-        "name": models.name, "preset": models.config.name, "steps": models.steps, "guidance": models.guidance,
-        "temperature": models.temperature, "sampler": models.sampler, "shift": models.shift, "sink": models.sink,
-        "history": models.history,
-        "components": {name: type(part).__name__ for name, part in models.components().items()},
+        "name": name, "preset": config.name, **how, "components": components,
         "config": {
-            "height": models.config.height, "width": models.config.width, "tokenizer": models.config.tokenizer,
-            "video": {"family": models.config.video.family},
+            "height": config.height, "width": config.width, "tokenizer": config.tokenizer,
+            "video": {"family": config.video.family}, "prompt_tokens": config.prompt.max_tokens,
         },
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    }  # fmt: skip
+    part = folder / f"{INDEX}.part"
+    part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / INDEX)
 
 
 def fresh(config: ModelConfig) -> Models:
@@ -157,3 +197,31 @@ def fresh(config: ModelConfig) -> Models:
         prompt_encoder=T5PromptEncoder(config.prompt, word_tokenizer(known_words())).eval(),
         tokenizer=tokenizer(config.tokenizer), steps=2,
     )
+
+
+def random_models(
+    config: ModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0,
+    tokenizer_folder: Path | str | None = None,
+) -> Models:
+    """A whole model of any preset with random weights (benchmarks, tests), made where it is to run and in `dtype`.
+
+    A model of the paper's family is drawn on the device one tensor at a time; its audio codec is float32 whatever
+    `dtype` is, as samples need more digits than bfloat16 has. Without `tokenizer_folder` (Qwen's), bytes stand in for
+    its tokens, and `config.tokenizer` of the result says so. Equal seeds give equal weights on one kind of device.
+    """
+    from streamchar.stream.checkpoint import random_paper
+
+    if config.video.family != "toon":
+        return random_paper(config, device, dtype, seed, tokenizer_folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = fresh(config)
+        with torch.no_grad():
+            for part in (made.orchestrator, made.dit):
+                for parameter in part.parameters():  # nothing stays zero as it is before training
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+    for part in (made.orchestrator, made.dit, made.prompt_encoder):
+        cast(part, dtype)
+    for part in made.components().values():
+        part.to(device).requires_grad_(False)
+    return made

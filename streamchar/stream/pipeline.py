@@ -14,6 +14,7 @@ from streamchar.errors import ConfigError, InputError
 from streamchar.stream import models as components
 from streamchar.stream.models import Models
 from streamchar.stream.session import Session
+from streamchar.stream.sizes import resized
 from streamchar.stream.state import StreamState
 from streamchar.types import Chunk, Transcript
 
@@ -33,12 +34,14 @@ class StreamCharPipeline:
         self.models = models
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = "toon", *, device: torch.device | str = "cpu") -> StreamCharPipeline:
-        """A shipped model's name, a folder or a hub id. Raises `CheckpointError`."""
-        models = components.load(source)
-        for part in models.components().values():
-            part.to(device)
-        return cls(models)
+    def from_pretrained(
+        cls, source: str | Path = "toon", *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> StreamCharPipeline:
+        """A shipped model's name, a folder or a hub id; `dtype` as for `load`; `size` is (height, width) of the
+        pictures, if not the model's own. Raises `CheckpointError`, and `ConfigError` for a size it cannot make."""
+        models = components.load(source, device=device, dtype=dtype)
+        return cls(models if size is None else resized(models, *size))
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the diffusers-style model folder."""
@@ -78,7 +81,8 @@ class StreamCharPipeline:
     ) -> StreamState:
         """The state of a stream that has not begun.
 
-        `character`: a seed of the cartoon world, or a picture (3, H, W) or (1, 3, H, W) in [-1, 1];
+        `character`: a seed of the cartoon world, or a picture in [-1, 1]: (3, H, W), (1, 3, H, W), or
+        (3, 1, H, W) as `inputs.read_image` gives it;
         `voice`: (S,) samples at 49,152 Hz to take the speaker from; for a seed it defaults to the
         character's own voice.
         """
@@ -91,6 +95,8 @@ class StreamCharPipeline:
             picture, voice = self._cartoon(character, voice)
         else:
             picture = character if character.ndim == 4 else character[None]
+            if tuple(picture.shape[:2]) == (3, 1):
+                picture = picture.transpose(0, 1)
         expected = (1, 3, self.config.height, self.config.width)
         if tuple(picture.shape) != expected:
             got = tuple(picture.shape[1:])
@@ -101,7 +107,9 @@ class StreamCharPipeline:
             latents = None if voice is None else self._encode_voice(voice)
         return StreamState(
             model=self.models.name, text=text, prompt=prompt, seed=seed, steps=steps,
-            guidance=self.models.guidance if guidance is None else guidance, temperature=self.models.temperature,
+            guidance=self.models.guidance if guidance is None else guidance,
+            picture_guidance=1.0 if guidance == 1.0 else self.models.picture_guidance,  # 1 asks for a single pass
+            temperature=self.models.temperature, picture_temperature=self.models.picture_temperature,
             still=still.clone(),
             voice=None if latents is None else latents.clone(),
         )

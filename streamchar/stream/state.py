@@ -17,9 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamchar.codecs.audio import DecoderState
+from streamchar.codecs.tail import LatentTail
 from streamchar.errors import StateError
 
 FORMAT = "streamchar-state-1"
+
+
+def guidance_weights(speech: float, picture: float | None) -> tuple[float, float]:
+    """Of picture and speech; the picture's is the speech's unless it has its own."""
+    return speech if picture is None else picture, speech
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +40,12 @@ class StreamState:
     steps: int
     guidance: float = 1.0
     """Weight of the transcript and the prompt against their absence; 1 leaves the second pass out."""
+    picture_guidance: float | None = None
+    """The same for the picture; None: as `guidance`."""
     temperature: float = 1.0
     """Deviation of the noise that sampling starts from: below 1 gives up variety for clearer speech."""
+    picture_temperature: float | None = None
+    """The same for the picture; None: as `temperature`."""
     still: Tensor
     """(1, Cv, 1, h, w) latent of the reference frame."""
     voice: Tensor | None = None
@@ -61,8 +71,23 @@ class StreamState:
     word_start: float | None = None
     """Time in seconds at which that word began, if it has."""
     finished: bool = False
-    decoder: DecoderState | None = None
+    decoder: DecoderState | LatentTail | None = None
     """The audio decoder after the last decoded chunk."""
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Guidance of picture and speech."""
+        return guidance_weights(self.guidance, self.picture_guidance)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Of picture and speech."""
+        return self.temperature if self.picture_temperature is None else self.picture_temperature, self.temperature
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step takes a second pass, without transcript and prompt."""
+        return self.weights != (1.0, 1.0)
 
     @property
     def history_chunks(self) -> int:
@@ -79,6 +104,8 @@ class StreamState:
             elif isinstance(value, DecoderState):
                 tensors |= _decoder_tensors(value)
                 plain["decoder_blocks"] = value.blocks
+            elif isinstance(value, LatentTail):
+                tensors["decoder.tail"] = value.tail_BTC.detach().contiguous().clone()
             elif field.name not in ("decoder",):
                 plain[field.name] = value
         path = Path(path)
@@ -101,6 +128,8 @@ class StreamState:
             raise StateError(f"{path} is a state of another version; expected {FORMAT}")
         try:
             decoder = None
+            if "decoder.tail" in tensors:
+                decoder = LatentTail(tail_BTC=tensors["decoder.tail"])
             if "decoder_blocks" in plain:
                 decoder = _decoder_from(tensors, plain.pop("decoder_blocks"))
             plain["borders"] = tuple(plain.get("borders", ()))

@@ -1,0 +1,63 @@
+"""A video codec whose decoder is arranged for the GPU: channels last, and replayed from a graph of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamchar.stream.graphs import Outputs, Recorder, Tapes
+from streamchar.types import VideoCodec
+
+
+def channels_last(module: nn.Module) -> None:
+    """Convolution weights with their channels innermost, 2D and 3D: what tensor cores want to read.
+
+    `Module.to(memory_format=...)` takes one format for all, and fails where both kinds are.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+
+
+class ArrangedVideoCodec(nn.Module):
+    """A codec that decodes latents handed over in channels_last_3d, from a recording if there is a recorder."""
+
+    def __init__(self, codec: VideoCodec, *, last: bool, record: Recorder | None) -> None:
+        super().__init__()
+        self.codec, self._last = codec, last
+        if last and isinstance(codec, nn.Module):
+            channels_last(codec)
+        self._tapes = None if record is None else Tapes(self._step, record)
+        self.latent_channels = codec.latent_channels
+        self.spatial_stride, self.temporal_stride = codec.spatial_stride, codec.temporal_stride
+
+    @property
+    def config(self) -> Any:
+        """The codec's own."""
+        return self.codec.config  # type: ignore[attr-defined]
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """As the codec does."""
+        return self.codec.encode(frames_BCTHW)
+
+    @torch.no_grad()
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in [-1, 1]."""
+        if self._last and latents_BCTHW.ndim == 5:
+            latents_BCTHW = latents_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+        if self._tapes is None:
+            return self.codec.decode(latents_BCTHW)
+        key = (tuple(latents_BCTHW.shape), latents_BCTHW.dtype)
+        return self._tapes(key, (latents_BCTHW,), self, lambda: ())[0]
+
+    def _step(self, inputs: Sequence[Tensor], _: Any) -> Outputs:
+        return (self.codec.decode(inputs[0]),)
+
+    def save(self, folder: Path | str) -> None:
+        """The codec's own weights."""
+        self.codec.save(folder)  # type: ignore[attr-defined]
