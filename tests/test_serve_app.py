@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
-import random
+import logging
 import threading
-import time
 from urllib.parse import quote
 
 import pytest
@@ -19,9 +17,9 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
 
 from streamchar.cli.main import main
+from streamchar.client import connect
 from streamchar.errors import ConfigError, InputError
 from streamchar.serve import server
-from streamchar.serve.client import connect
 from streamchar.serve.guard import Bucket, Guard, is_loopback
 from streamchar.serve.protocol import Idle, ProtocolError, Spoken, Stopped
 
@@ -80,9 +78,17 @@ def test_pages_and_operations(house):
     assert status == 200 and picture.startswith(b"\x89PNG")
     assert house.get("/v1/characters/99999999.png")[0] == 400
     metrics = house.get("/metrics")[1].decode()
-    for name in ("sessions ", "queue_depth ", "realtime_factor ", "chunk_seconds_bucket{", "first_frame_seconds_sum"):
+    histograms = ("chunk_seconds_bucket{", "first_frame_seconds_sum")
+    for name in ("sessions ", "queue_depth ", "realtime_factor ", "tasks ", *histograms):
         assert f"streamchar_{name}" in metrics
     assert house.get("/../../etc/passwd")[0] == 404 and house.get("/v1/characters/..%2f..%2fx.png")[0] in (404, 422)
+
+
+def test_log_lines_are_objects_with_fields():
+    record = logging.LogRecord("streamchar.serve", logging.INFO, "", 0, "piece %(piece)d", ({"piece": 3},), None)
+    record.fields = {"event": "chunk", "piece": 3}
+    line = json.loads(server.JsonLines().format(record))
+    assert line["message"] == "piece 3" and line["piece"] == 3 and line["event"] == "chunk" and line["level"] == "info"
 
 
 def test_speech_is_a_download(house):
@@ -134,10 +140,8 @@ def test_a_vanished_client_frees_its_session_within_two_seconds(house):
     session.start(text="hello " * 50)
     assert any(isinstance(item, bytes) for item in session)
     assert house.worker.sessions == 1
-    began = time.monotonic()
     session._socket.socket.close()
-    until(lambda: house.worker.sessions == 0)
-    assert time.monotonic() - began < 2.5
+    assert until(lambda: house.worker.sessions == 0) < 2
 
 
 def test_other_pages_may_not_use_it(house):
@@ -211,47 +215,3 @@ def test_bad_options_are_one_line(options, message, capsys):
 def test_a_taken_port_is_one_line(house, capsys):
     assert main(["serve", "--mock", "--port", str(house.port)]) == 2
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
-
-
-def test_many_sessions_come_speak_stall_and_vanish(tmp_path):
-    """200 over a minute with STREAMCHAR_LONG=1, else 24 in some seconds: nothing is left behind."""
-    import psutil
-
-    number, seconds = (200, 60.0) if os.environ.get("STREAMCHAR_LONG") else (24, 4.0)
-    house = House(tmp_path, sessions=12, queue=400, speed=100)
-    process = psutil.Process()
-    threads, failures = threading.active_count(), []
-
-    def visit(seed: int) -> None:
-        draw = random.Random(seed)
-        time.sleep(draw.uniform(0, seconds / 2))
-        limit = time.monotonic() + draw.uniform(0.3, seconds / 2)
-        with connect(house.link) as session:
-            session.start(text="hello there " * draw.randint(0, 8))
-            for item in session:
-                if not isinstance(item, bytes) and item.type == "error":
-                    failures.append(item)
-                if draw.random() < 0.05:
-                    session.say("some more words")
-                if draw.random() < 0.05:
-                    time.sleep(draw.uniform(0, 0.5))  # stalls
-                if time.monotonic() > limit:
-                    if draw.random() < 0.5:
-                        session._socket.socket.close()  # vanishes
-                    return
-
-    visitors = [threading.Thread(target=visit, args=(seed,), daemon=True) for seed in range(number)]
-    before = process.memory_info().rss
-    for visitor in visitors:
-        visitor.start()
-    while any(visitor.is_alive() for visitor in visitors):
-        gauges = house.worker.gauges()
-        assert gauges["outbox_pieces"] <= 6 * number
-        time.sleep(0.05)
-    until(lambda: house.worker.sessions == 0)
-    gauges = house.worker.gauges()
-    assert gauges["sessions"] == gauges["queue_depth"] == gauges["parked"] == gauges["outbox_pieces"] == 0
-    assert not failures and not house.worker.floor.failure and house.worker.floor.metrics.failed.value == 0
-    until(lambda: threading.active_count() <= threads + 8)  # the loop's pool for opening sessions stays
-    assert process.memory_info().rss - before < 400 << 20
-    house.close()

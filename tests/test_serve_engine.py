@@ -1,9 +1,8 @@
-"""The engine on the mock: words in order, interrupts, admission, slow and gone clients, snapshots, exact clocks."""
+"""The engine on the mock: words in order, interrupts, admission, slow and gone clients, pace."""
 
 from __future__ import annotations
 
 import io
-import os
 import time
 
 import av
@@ -14,10 +13,8 @@ from hypothesis import strategies as st
 from serving import TEXT, Seat, until, worker
 
 from streamchar import clock
-from streamchar.serve import device
+from streamchar.serve import device, finisher
 from streamchar.serve.admission import Admission
-from streamchar.serve.floor import Opening
-from streamchar.serve.live import SAMPLES_PER_FRAME
 from streamchar.serve.outbox import MAX_PIECES
 from streamchar.serve.pace import Pace
 from streamchar.serve.protocol import (
@@ -31,7 +28,6 @@ from streamchar.serve.protocol import (
     Start,
     Stop,
 )
-from streamchar.serve.vault import KEEP, Vault
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +90,27 @@ def test_an_interrupt_stops_within_one_chunk_and_reports_what_was_heard(engine):
     engine.gone(seat.live)
 
 
+def test_nothing_of_an_interrupted_text_is_made_before_the_device_knows(tmp_path):
+    """Interrupt and a new text come while the device is busy with another session: both wait in its orders."""
+    engine = worker(tmp_path, start=False)
+    seat = Seat(engine, Start(text=TEXT))
+    assert device.step(engine.floor), "it has made a chunk"
+    seat.send(Interrupt())
+    seat.send(Say(text="again"))
+    assert seat.live.machine.phase == "speaking" and not seat.live.wants_speech()
+    for _ in range(20):
+        device.step(engine.floor)
+        finisher.step(engine.floor)
+    assert [word.text for word in seat.of("spoken")] == ["again"]
+    engine.close()
+
+
 def test_a_pause_produces_nothing_until_it_is_resumed(engine):
     seat = Seat(engine, Start(text=TEXT * 3))
     seat.wait("spoken")
     seat.send(Pause())
     time.sleep(0.1)
-    until(lambda: seat.live.in_flight == 0)  # what was being made comes out still
+    until(lambda: seat.live.in_flight == len(seat.live.held))  # what was being made comes out still, or is kept back
     frames = (seat.read(), seat.frames)[1]
     time.sleep(0.3)
     assert (seat.read(), seat.frames)[1] == frames
@@ -115,7 +126,8 @@ def test_production_keeps_a_lead_and_no_more(engine):
         seat.send(Playhead(at=0.0))
         time.sleep(0.02)
     seat.read()
-    assert seat.frames / 24 <= 0.6 + 1.5 + 2 * float(clock.CHUNK_SECONDS)
+    extra = seat.live.pace.extra  # such a player, which stands though it has pictures, is given more
+    assert extra <= 3 and seat.frames / 24 <= 0.6 + 1.5 + extra + 2 * float(clock.CHUNK_SECONDS)
     engine.gone(seat.live)
 
 
@@ -187,7 +199,7 @@ def test_a_slow_client_is_paused_parked_and_bounded(tmp_path, monkeypatch):
     other.wait("idle")  # the slow one has given its place away
     assert slow.live.outbox.pieces <= MAX_PIECES + 2
     engine.gone(other.live)
-    until(lambda: len(slow.of("spoken")) == 36, 90)
+    until(lambda: len(slow.of("spoken")) == 36)
     assert [word.index for word in slow.of("spoken")] == list(range(36)), "it loses nothing"
     engine.close()
 
@@ -205,103 +217,11 @@ def test_a_gone_client_frees_its_session_at_once(engine):
     seat = Seat(engine, Start(text=TEXT * 5))
     seat.wait("spoken")
     engine.gone(seat.live)
-    began = time.monotonic()
-    until(lambda: seat.live.id not in engine.floor.lives)
-    assert time.monotonic() - began < 2
+    assert until(lambda: seat.live.id not in engine.floor.lives) < 2
     assert seat.live.actor is None and seat.live.muxer is None
 
 
-# -- snapshots -------------------------------------------------------------------------------------
-
-
-def resume(engine, vault_folder, session, frames):
-    start, record, path, later = Vault(vault_folder).find(session, frames)
-    return Seat(engine, start, Opening(path=path, later=tuple(later)), record=record)
-
-
-@pytest.mark.parametrize("cut", [0.0, 1.0, 2.4])
-def test_a_killed_server_goes_on_without_a_word_twice_or_lost(tmp_path, cut):
-    """The second engine knows nothing but the folder; the client holds `cut` chunks less than was sent."""
-    first = worker(tmp_path)
-    seat = Seat(first, Start(text=TEXT))
-    seat.send(Say(text="and more", id=1))
-    seat.wait("spoken", 7)
-    seat.read()
-    held = max(0, seat.frames - round(cut * 33))
-    first.floor.over = True  # as a kill: nothing is saved any more
-    seen = [word for word in seat.of("spoken") if word.end * 24 <= held + 1e-3]
-    second = worker(tmp_path)
-    again = resume(second, tmp_path, seat.live.id, held)
-    ready = again.wait("ready")
-    assert ready.resumed and ready.session == seat.live.id and ready.frames <= held
-    again.wait("idle")
-    later = again.of("spoken")
-    assert later[0].index == ready.spoken <= len(seen), "nothing is left out"
-    everything = {word.index: word for word in (*seen, *later)}
-    assert [everything[i].text for i in range(14)] == [*TEXT.split(), "and", "more"]
-    for word in later:  # what both have is the same word at the same time
-        if word.index < len(seen):
-            assert word == seen[word.index]
-    first.close()
-    second.close()
-
-
-def test_a_drained_server_loses_nothing(tmp_path):
-    first = worker(tmp_path, speed=20)
-    seat = Seat(first, Start(text=TEXT))
-    seat.wait("spoken", 3)
-    first.drain()
-    stopped = seat.wait("stopped")
-    assert stopped.reason == "restart" and stopped.frames == seat.frames
-    with pytest.raises(ProtocolError, match="restarted"):
-        Seat(first)
-    first.close()
-    second = worker(tmp_path)
-    again = resume(second, tmp_path, stopped.session, stopped.frames)
-    assert again.wait("ready").frames == stopped.frames
-    again.wait("idle")
-    both = [word.index for word in (*seat.of("spoken"), *again.of("spoken"))]
-    assert both == list(range(12)), "each word once"
-    second.close()
-
-
-def test_the_vault_keeps_few_and_looks_ids_up_only(tmp_path):
-    engine = worker(tmp_path)
-    seat = Seat(engine, Start(text=TEXT * 3))
-    seat.wait("spoken", 20)
-    seat.send(Snapshot())
-    assert seat.wait("saved").session == seat.live.id
-    assert len(list(tmp_path.glob("*.json"))) <= KEEP
-    for name in ("../../etc/passwd", "", "0" * 32, "*"):
-        with pytest.raises(ProtocolError) as caught:
-            engine.floor.vault.find(name, 0)
-        assert caught.value.code == "unknown-session"
-    seat.send(Stop())
-    seat.wait("stopped")
-    until(lambda: not list(tmp_path.iterdir()))  # asked to end: nothing stays
-    engine.close()
-
-
 # -- clocks, pace, noise ---------------------------------------------------------------------------
-
-
-def test_clocks_are_exact_in_a_long_stream(tmp_path):
-    """Audio and video of the file differ by 0 samples; an hour with STREAMCHAR_LONG=1, else a minute."""
-    seconds = 3600 if os.environ.get("STREAMCHAR_LONG") else 60
-    engine = worker(tmp_path, speed=1000, unsaid=10**6)
-    text = " ".join(f"w{i}" for i in range(seconds * 24 // 9 + 1))
-    limits = [text[i : i + 4000] for i in range(0, len(text), 4000)]
-    seat = Seat(engine, Start(text=limits[0]), once=True)
-    for part in limits[1:]:
-        seat.send(Say(text=part))
-        seat.wait("said")
-    until(lambda: (seat.read(), seat.live.muxer is not None)[1])
-    muxer = seat.live.muxer
-    until(lambda: seat.of("stopped"), 600)
-    assert seat.frames / 24 >= seconds
-    assert muxer.frames == seat.frames and muxer.samples * 128 == seat.frames * SAMPLES_PER_FRAME * 125
-    assert [word.index for word in seat.of("spoken")] == list(range(len(seat.of("spoken"))))
-    engine.close()
 
 
 def test_pace_is_the_wall_clock_until_the_player_reports():
@@ -354,3 +274,22 @@ def test_a_player_that_ran_dry_is_given_more():
     pace.hold(True)
     pace.report(0.2)
     assert pace.extra == pytest.approx(1.2), "a pause is not that"
+
+
+def test_room_follows_the_work_at_hand():
+    """Ten play and the thread that finishes is busy all the time: no room, whatever one chunk costs by itself."""
+    line = Admission(limit=100, queue=100)
+    line.observe(0.025)
+    assert line.capacity == 46
+    for name in range(10):
+        line.request(str(name))
+    assert [line.admit() for _ in range(11)] == [[str(name)] for name in range(10)] + [[]], "one at a time"
+    for _ in range(100):
+        line.threads["finish"].add(0.1, 0.1)
+    assert line.threads["finish"].share > 0.85 and line.capacity < 10
+    for _ in range(200):
+        line.threads["finish"].add(0.06, 0.1)
+    assert line.threads["finish"].share == pytest.approx(0.6, abs=0.02) and line.capacity == 14
+    for _ in range(200):
+        line.threads["finish"].add(0.01, 0.1)
+    assert line.capacity == 46, "newcomers' haste is over"

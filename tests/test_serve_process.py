@@ -13,10 +13,13 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
 
-from streamchar.serve.client import connect
+from streamchar.client import connect
 from streamchar.serve.protocol import Idle, Spoken
 
-pytestmark = pytest.mark.skipif(not os.environ.get("STREAMCHAR_LONG"), reason="STREAMCHAR_LONG is not set")
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("STREAMCHAR_LONG"), reason="STREAMCHAR_LONG is not set"),
+    pytest.mark.timeout(1500),
+]
 TEXT = " ".join(f"word{i}" for i in range(24))
 
 
@@ -32,7 +35,7 @@ def serve(folder) -> tuple[subprocess.Popen[str], str]:
 def test_a_client_goes_on_after_the_server_ended(tmp_path, how, code):
     process, link = serve(tmp_path)
     seen, hit = {}, False
-    with connect(link) as session:
+    with connect(link, timeout=60) as session:
         session.start(text=TEXT)
         for item in session:
             if isinstance(item, Spoken):
@@ -41,10 +44,10 @@ def test_a_client_goes_on_after_the_server_ended(tmp_path, how, code):
                 hit = True
                 process.send_signal(how)
         name, frames = session.session, session.frames
-    assert process.wait(60) == code
+    assert process.wait(300) == code
     process, link = serve(tmp_path)
     again = {}
-    with connect(link) as session:
+    with connect(link, timeout=60) as session:
         session.restore(name, frames)
         for item in session:
             if isinstance(item, Spoken):
@@ -52,7 +55,7 @@ def test_a_client_goes_on_after_the_server_ended(tmp_path, how, code):
             if isinstance(item, Idle):
                 break
     process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert sorted({**seen, **again}) == list(range(24))
     assert all(again[index] == seen[index] for index in again.keys() & seen.keys())
     if how == signal.SIGTERM:

@@ -18,7 +18,7 @@ from streamchar.serve import gallery
 from streamchar.serve.conversation import converse
 from streamchar.serve.guard import Guard
 from streamchar.serve.live import Live
-from streamchar.serve.metrics import CONTENT_TYPE
+from streamchar.serve.metrics import CONTENT_TYPE, process_gauges
 from streamchar.serve.outbox import Outbox
 from streamchar.serve.protocol import VERSION, Error, ProtocolError, Start, dump, parse_event
 from streamchar.serve.worker import Worker
@@ -142,7 +142,7 @@ def _operations(app: FastAPI, worker: Worker, let_in: Any) -> None:
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         let_in(request)
-        return Response(worker.floor.metrics.text(worker.gauges()), media_type=CONTENT_TYPE)
+        return Response(worker.floor.metrics.text({**worker.gauges(), **process_gauges()}), media_type=CONTENT_TYPE)
 
 
 async def _speech(request: Request, worker: Worker, start: Start) -> Response:

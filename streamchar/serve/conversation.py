@@ -60,6 +60,7 @@ async def _begin(socket: WebSocket, worker: Worker, bucket: Bucket) -> Live | No
                 await asyncio.to_thread(worker.open, live)
                 return live
             if isinstance(message, Restore):
+                worker.take_over(message.session)
                 start, record, path, later = await asyncio.to_thread(
                     worker.floor.vault.find, message.session, message.frames
                 )

@@ -1,6 +1,7 @@
 """The device's thread: lets sessions in, takes what they are to say, and makes one chunk after another.
 
-Whoever is least ahead of its player comes next; downloads come last.
+Whoever is least ahead of its player comes next; downloads come last. Newcomers are let in one after another, and only
+while everybody who plays has enough to play.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 import logging
 import time
 
+from streamchar import clock
 from streamchar.serve.floor import Floor, Opening, Take
-from streamchar.serve.live import Live
+from streamchar.serve.gather import is_slow
+from streamchar.serve.live import Live, Pipe
 from streamchar.serve.protocol import Error, Interrupt, Message, Queued, Saved, Say, Snapshot, Start
+from streamchar.stream.mux import Muxer
 
 log = logging.getLogger(__name__)
 
+CHUNK = float(clock.CHUNK_SECONDS)
 STUCK_SECONDS = 2.0
 """A client that takes nothing for so long gives its place away."""
 DROP_SECONDS = 20.0
@@ -23,35 +28,46 @@ WARM_TEXT = "Hello there, this is the first sentence that I say today."
 
 def run(floor: Floor) -> None:
     """Until the floor is closed."""
-    _warm(floor)
-    while not floor.over:
-        with floor.wake:
-            orders = list(floor.orders)
-            floor.orders.clear()
-        for live, message in orders:
-            floor.safely(live, lambda live=live, message=message: _obey(floor, live, message))
-        _look_after(floor)
-        _let_in(floor)
-        wanting = [live for live in floor.everyone() if live.wants_speech()]
-        if wanting:
-            live = min(wanting, key=lambda each: (each.once, each.lead() + each.in_flight))
-            floor.safely(live, lambda live=live: _make(floor, live))
-        else:
-            floor.rest(floor.orders)
+    warm(floor)
+    floor.keep("device", step, floor.orders)
 
 
-def _warm(floor: Floor) -> None:
-    """Do everything once: the first visitor does not wait for it, and the speed is known."""
-    actor = floor.studio.open(Start())
-    actor.say(WARM_TEXT)
-    for _ in range(2):
-        if not actor.finished:
-            began = time.perf_counter()
-            made = actor.generate()
-            middle = time.perf_counter()
-            actor.finish(made)
-            floor.admission.observe(max(middle - began, time.perf_counter() - middle))
-    actor.listen(0)
+def step(floor: Floor) -> bool:
+    """Do what was asked, let in who may come, and make one chunk; False if none is wanted."""
+    with floor.wake:
+        orders = list(floor.orders)
+        floor.orders.clear()
+    for live, message in orders:
+        floor.safely(live, lambda live=live, message=message: _obey(floor, live, message))
+    _look_after(floor)
+    _let_in(floor)
+    wanting = [live for live in floor.everyone() if live.wants_speech()]
+    if wanting:
+        live = min(wanting, key=lambda each: each.rank(each.in_flight * CHUNK))
+        floor.safely(live, lambda: _make(floor, live))
+    return bool(wanting)
+
+
+def warm(floor: Floor) -> None:
+    """Do everything once, each on its own thread: the first visitor does not wait for it, and the speed is known. What
+    is done for the very first time takes longer and says nothing about it."""
+    try:
+        actor = floor.studio.open(Start())
+        actor.say(WARM_TEXT)
+        muxer = Muxer(Pipe())  # pyright: ignore[reportArgumentType]
+        for measured in (False, True, True):
+            if not actor.finished:
+                began = time.perf_counter()
+                made = actor.generate()
+                middle = time.perf_counter()
+                floor.rehearse(lambda made=made: muxer.write(actor.finish(made)))
+                done = time.perf_counter()
+                if measured:
+                    floor.admission.observe(max(middle - began, done - middle), done - began)
+        floor.rehearse(lambda: actor.listen(0))
+        muxer.abort()
+    finally:
+        floor.rehearsal.put(None)
     log.info("warm: real-time factor %.2f, room for %d", floor.admission.factor, floor.admission.capacity)
     floor.ready.set()
 
@@ -82,6 +98,9 @@ def _look_after(floor: Floor) -> None:
 
 
 def _let_in(floor: Floor) -> None:
+    """One at a time: the next when this one has something to play and nobody else has little."""
+    if any(live.unsettled() for live in floor.everyone()):
+        return
     with floor.wake:
         let_in = floor.admission.admit()
         for place, name in enumerate(floor.admission.waiting if let_in else (), start=1):
@@ -89,6 +108,9 @@ def _let_in(floor: Floor) -> None:
         found = [floor.lives[name] for name in let_in if name in floor.lives]
         entering = [live for live in found if live.id not in floor.parked]
         floor.parked.difference_update(let_in)
+        for live in found:
+            floor.seats += not live.seat
+            live.seat = live.seat or floor.seats
     for live in entering:
         floor.safely(live, lambda live=live: _enter(floor, live))
 
@@ -116,8 +138,12 @@ def _enter(floor: Floor, live: Live) -> None:
         # in the middle of speech nothing may come between: a chunk that is made again lies where it lay
         live.begun = opening.path is not None and not actor.finished
         live.machine = live.machine.admitted(speaking=not actor.finished or bool(live.pending))
+        live.slow = is_slow(floor.share())
+        if not live.begun and live.machine.phase == "speaking":
+            live.gather(floor.share())
+        live.expect(floor.admission.whole)
     floor.settle(live)
-    floor.save(live)
+    floor.save(live, forget="later")
 
 
 def _obey(floor: Floor, live: Live, message: Message) -> None:
@@ -128,6 +154,8 @@ def _obey(floor: Floor, live: Live, message: Message) -> None:
         try:
             if live.pending:  # else it was interrupted before it was taken
                 _say(live, message)
+                if live.gathering or not live.begun:
+                    live.gather(floor.share())
                 floor.save(live)
         finally:
             with live.lock:
@@ -136,7 +164,8 @@ def _obey(floor: Floor, live: Live, message: Message) -> None:
     elif isinstance(message, Interrupt):
         with live.acting:
             actor.hush()
-        floor.save(live, alone=True)
+            live.hushing = False
+        floor.save(live, forget="others")
     elif isinstance(message, Snapshot):
         floor.save(live)
         live.outbox.put(Saved(session=live.id, frames=live.frames))

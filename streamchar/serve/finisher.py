@@ -8,6 +8,7 @@ import time
 from streamchar import clock
 from streamchar.serve.actor import LISTEN_FRAMES
 from streamchar.serve.floor import Floor, Take
+from streamchar.serve.gather import is_slow
 from streamchar.serve.live import Live
 from streamchar.serve.protocol import Stopped
 
@@ -15,23 +16,46 @@ log = logging.getLogger(__name__)
 
 
 def run(floor: Floor) -> None:
-    """Until the floor is closed."""
-    while not floor.over:
-        with floor.wake:
-            lives = list(floor.lives.values())
-            take = floor.takes.popleft() if floor.takes else None
-        for live in lives:
-            if live.stopping == "gone" or (live.stopping is not None and live.in_flight == 0):
-                _end(floor, live)
-        if take is not None:
-            floor.safely(take.live, lambda take=take: _complete(floor, take))
-            continue
-        due = [live for live in floor.everyone() if live.wants_listening()]
-        if due:
-            live = min(due, key=lambda each: each.lead())
-            floor.safely(live, lambda live=live: _listen(floor, live))
-        else:
-            floor.rest(floor.takes)
+    """Until the floor is closed; first what the device's thread has it rehearse."""
+    while (task := floor.rehearsal.get()) is not None:
+        task()
+    floor.keep("finish", step, floor.takes)
+
+
+def step(floor: Floor) -> bool:
+    """End who is over, then finish one chunk, or draw one piece of listening; False if nothing is due."""
+    with floor.wake:
+        lives = [*floor.lives.values(), *floor.leaving]
+        takes = list(floor.takes)
+        floor.takes.clear()
+    for take in takes:
+        take.live.held.append(take)
+    for live in lives:
+        _look_after(floor, live)
+        if live.stopping == "gone" or (live.stopping is not None and live.in_flight == 0):
+            _end(floor, live)
+    cushion, playing = floor.cushion(), floor.everyone()
+    ready = [live for live in lives if live.held and not live.gathering and live.outbox.room]
+    due = [live for live in playing if live not in ready and live.wants_listening(cushion)]
+    if not ready and not due:
+        return False
+    live = min((*ready, *due), key=Live.rank)  # (speech before all listening left a listener dry for 8 s)
+    if live in ready:
+        take = live.held.popleft()
+        floor.safely(live, lambda: _complete(floor, take))
+    else:
+        floor.safely(live, lambda: _listen(floor, live))
+    return True
+
+
+def _look_after(floor: Floor, live: Live) -> None:
+    """Keep the speech of a slow model back, or let it go; what was not decoded when a session ends is not needed."""
+    if live.stopping is not None:
+        live.drop_held()
+    elif live.gathered():
+        live.gathering = False
+    elif live.ran_dry():
+        live.gather(floor.share())
 
 
 def _complete(floor: Floor, take: Take) -> None:
@@ -56,15 +80,20 @@ def _complete(floor: Floor, take: Take) -> None:
             live.in_flight -= 1
         floor.ring()
     spent = time.perf_counter() - began
-    floor.admission.observe(max(take.seconds, spent))
+    floor.admission.observe(max(take.seconds, spent), take.seconds + spent)
     floor.metrics.chunk.observe(take.seconds + spent)
     if not live.begun:
         live.begun = True
         live.first_frame = floor.now() - live.asked_at
         floor.metrics.first_frame.observe(live.first_frame)
+    live.slow = is_slow(floor.share())
     floor.settle(live)
     floor.tell_stats(live)
-    log.info("session %s piece %d device %.3fs finish %.3fs", live.id[:8], live.pieces, take.seconds, spent)
+    fields = {"session": live.id[:8], "piece": live.pieces, "device": round(take.seconds, 4), "finish": round(spent, 4)}
+    log.info(
+        "session %(session)s piece %(piece)d device %(device).3fs finish %(finish).3fs", fields,
+        extra={"fields": {"event": "chunk", **fields}},
+    )
 
 
 def _listen(floor: Floor, live: Live) -> None:

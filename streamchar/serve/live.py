@@ -8,21 +8,28 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from streamchar import clock
 from streamchar.serve.actor import LISTEN_FRAMES, Actor
+from streamchar.serve.gather import MOST_AHEAD, chunks_to_gather, is_slow, wait_seconds
 from streamchar.serve.machine import Machine
 from streamchar.serve.outbox import Outbox
 from streamchar.serve.pace import Pace
-from streamchar.serve.protocol import ChunkSent, Event, Idle, Interrupted, Ready, Said, Say, Spoken, Start
+from streamchar.serve.protocol import ChunkSent, Event, Idle, Interrupted, Notice, Ready, Said, Say, Spoken, Start
 from streamchar.stream.mux import Muxer
 from streamchar.types import Chunk
 
 SPEECH_LEAD = 1.5
 """Seconds before the player below which the next chunk is made; at most one chunk more is ever ahead."""
 LISTEN_LEAD = 0.6
+TIGHT = 0.5
+"""Whoever plays and has less than this left comes before everybody else."""
+SOON = 2.0
+"""Seconds within which a first chunk is waited for without a picture: listening that is sent before it delays it."""
+LATE = 0.3
 SAMPLES_PER_FRAME = clock.SAMPLES_PER_CHUNK // clock.FRAMES_PER_CHUNK
 HEARD = 400
 """Words whose times are kept to tell, at an interrupt, which were heard."""
@@ -82,7 +89,16 @@ class Live:
         self.pace = Pace(now, first=record.frames)
         self.pending = 0
         """Texts that the device has not taken yet."""
+        self.seat = 0
+        """Place in the order in which sessions were let in; 0 is not yet."""
         self.in_flight = 0
+        """Chunks that are being made, wait or are being decoded."""
+        self.held: deque[Any] = deque()
+        """Those of them that wait to be decoded."""
+        self.slow, self.gathering, self.goal = False, False, 1
+        """Whether the device is slower than playback; whether speech is kept back until `goal` chunks are made."""
+        self.hushing = False
+        """It was interrupted, and the device has not heard of it yet: its actor still has the old text."""
         self.epoch = 0
         """Takes of an older epoch were interrupted."""
         self.begun = False
@@ -93,9 +109,11 @@ class Live:
         self.muxer: Muxer | None = None
         self.pieces = 0
         self.asked_at = now()
+        self.due_at = 0.0
+        """When its first chunk should be there, if that is soon."""
         self.first_frame = 0.0
         self.stats_at = now()
-        self._pipe = Pipe()
+        self._pipe, self._now = Pipe(), now
         self._offset, self._began = record.offset, record.began
         self._heard: deque[Spoken] = deque(maxlen=HEARD)
 
@@ -111,17 +129,49 @@ class Live:
     def wants_speech(self) -> bool:
         """Whether the device should make its next chunk."""
         with self.lock:
-            if not self.playing or self.machine.phase != "speaking" or self.in_flight > 1:
+            if not self.playing or self.machine.phase != "speaking" or self.hushing:
                 return False
             assert self.actor is not None
+            if self.gathering:  # one more than is waited for: the device is not to rest meanwhile
+                return not self.actor.finished and self.in_flight <= self.goal
             ahead = self.lead() + self.in_flight * float(clock.CHUNK_SECONDS)
-            return not self.actor.finished and ahead < SPEECH_LEAD + self.pace.extra
+            limit = MOST_AHEAD if self.slow and not self.once else SPEECH_LEAD + self.pace.extra
+            return not self.actor.finished and self.in_flight - len(self.held) < 2 and ahead < limit
 
-    def wants_listening(self) -> bool:
-        """Whether a silent piece is due: nothing to say, or the first word is still being made."""
+    def expect(self, seconds: float) -> None:
+        """A session that begins with a text has its first chunk in so many seconds."""
         with self.lock:
-            quiet = self.machine.phase == "listening" or not self.begun
-            return self.playing and quiet and not self.once and self.lead() < LISTEN_LEAD + self.pace.extra
+            fresh = not self.pieces and not self.gathering and self.machine.phase == "speaking"
+            self.due_at = self._now() + seconds + LATE if fresh and 0 < seconds < SOON else 0.0
+
+    def unsettled(self) -> bool:
+        """Whether whoever came now would take from it: it is about to run dry, or has nothing to play yet."""
+        with self.lock:
+            if not self.playing or self.once or self.slow or self.gathering:
+                return False
+            return not self.pieces or self.lead() < TIGHT
+
+    def rank(self, coming: float = 0.0) -> tuple[int, float]:
+        """Who is served first, with `coming` seconds on their way to the player: those who are about to run dry, and
+        of them the first to be let in, so that too many do not pull each other under; then whoever is least ahead,
+        newcomers among them; downloads last."""
+        with self.lock:
+            if self.once:
+                return (2, self.seat)
+            ahead = self.lead() + coming
+            if not self.pieces:
+                return (1, TIGHT)
+            return (0, self.seat) if ahead < TIGHT else (1, ahead)
+
+    def wants_listening(self, cushion: float = 0.0) -> bool:
+        """Whether a silent piece is due: nothing to say, or the first word is still being made. `cushion`: seconds
+        that a busy server gives ahead beyond the usual."""
+        with self.lock:
+            quiet = self.machine.phase == "listening" or not self.begun or self.gathering
+            if not self.pieces and self._now() < self.due_at:
+                return False
+            lead = LISTEN_LEAD + max(cushion, self.pace.extra)
+            return self.playing and quiet and not self.once and self.lead() < lead
 
     def lead(self) -> float:
         """Seconds ahead of the player; a download is never ahead of anybody."""
@@ -136,9 +186,52 @@ class Live:
             if self.machine.phase != "speaking":
                 return False
             self.machine, self.begun, self.asked_at = self.machine.spoken(), False, now
+            self.gathering = False
             if not self.once:
                 self.outbox.put(Idle(frames=self.frames))
             return True
+
+    # -- a model that is slower than playback --------------------------------------------------------
+
+    def gather(self, factor: float) -> None:
+        """Keep speech back until enough of it is made to go on without a stall; tells a person if that takes long."""
+        with self.lock:
+            self.slow = is_slow(factor)
+            fresh, self.gathering = not self.gathering, self.slow and not self.once
+            if not self.gathering:
+                return
+            self.goal = chunks_to_gather(len(self.words) - self.spoken, factor)
+            wait = wait_seconds(self.goal, factor)
+            if fresh and self.goal > 1:
+                about = (
+                    f"on this machine the model is slower than playback (it makes {factor:.2f} s a second): it gets "
+                    f"ahead for about {wait:.0f} s before it speaks"
+                )
+                self.outbox.put(Notice(code="slow-model", message=about, wait=round(wait, 1)))
+
+    def gathered(self) -> bool:
+        """Whether what was waited for is made."""
+        with self.lock:
+            if not self.gathering or self.actor is None or self.machine.paused:
+                return False
+            complete = self.actor.finished and not self.pending and self.in_flight == len(self.held)
+            return len(self.held) >= self.goal or complete
+
+    def ran_dry(self) -> bool:
+        """Whether speech that a slow device makes is about to be played to its end."""
+        with self.lock:
+            speaking = self.playing and self.machine.phase == "speaking" and self.begun and not self.once
+            if not speaking or not self.slow or self.gathering or self.held or not self.pieces:
+                return False  # (what is made again after a loss lies where it lay: nothing may come before it)
+            assert self.actor is not None
+            return not self.actor.finished and self.lead() < LISTEN_LEAD
+
+    def drop_held(self) -> None:
+        """Forget what is not decoded; it was neither heard nor saved."""
+        with self.lock:
+            self.in_flight -= len(self.held)
+            self.held.clear()
+            self.gathering = False
 
     # -- words ---------------------------------------------------------------------------------------
 
@@ -162,6 +255,8 @@ class Live:
             self.epoch += 1
             self.turn += 1
             self.said, self.pending, self.begun = [], 0, False
+            self.drop_held()
+            self.hushing = True
             self._heard.clear()
             self.pace.skip()  # the player jumps to where listening begins: that is due now
             return Interrupted(spoken=spoken, dropped=dropped, text=" ".join(heard[-40:]))

@@ -108,7 +108,9 @@ class MockActor:
         before = self._ahead
         time.sleep(float(clock.CHUNK_SECONDS) / self._studio.speed)
         stop = N * (before.chunk + 1 - before.begun)
-        heard = sum(end <= stop for _, _, end in before.words)
+        heard = before.next_word
+        while heard < len(before.words) and before.words[heard][2] <= stop:
+            heard += 1
         self._ahead = replace(before, chunk=before.chunk + 1, next_word=heard)
         return before, self._ahead
 
@@ -118,7 +120,10 @@ class MockActor:
         first = N * (before.chunk - before.begun)
         frame_T = torch.arange(first, first + N)
         word_T = torch.full((N,), -1)
-        for index, (_, begin, stop) in enumerate(after.words):
+        for index in range(before.next_word, len(after.words)):  # (all words of an hour, each chunk: minutes)
+            _, begin, stop = after.words[index]
+            if begin >= first + N:
+                break
             word_T[(frame_T >= begin) & (frame_T < stop - 1)] = index
         words = tuple(
             Word(text=text, start=_time(after, begin), end=_time(after, stop))

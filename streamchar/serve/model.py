@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from streamchar.codecs.audio import DecoderState
 from streamchar.errors import InputError
 from streamchar.serve.actor import LISTEN_FRAMES, Actor
 from streamchar.serve.listening import Listener
@@ -27,28 +30,46 @@ from streamchar.world.voice import VOICES, speak
 PLACEHOLDER = "Hello."
 """Text of a state that has nothing to say yet; replaced by the first `say`."""
 
+KEPT = 32
+"""Characters with a voice whose encoding is kept: a tenth of a second less until the first sound."""
+
 Take = tuple[ChunkLatents, StreamState]
 
 
 class ModelStudio:
-    """Actors of one pipeline."""
+    """Actors of one pipeline; `steps` and `guidance` are the model's own unless given."""
 
-    def __init__(self, pipe: StreamCharPipeline) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: StreamCharPipeline, *, steps: int | None = None, guidance: float | None = None) -> None:
+        self._pipe, self._steps, self._guidance = pipe, steps, guidance
         self.name = pipe.models.name
         self.width, self.height = pipe.config.width, pipe.config.height
         self.pictures = pipe.config.video.family != "toon"
+        self._kept: OrderedDict[tuple[int, int], tuple[Character | None, Tensor, StreamState]] = OrderedDict()
 
     def check(self, text: str) -> None:
         check_speakable(text, self._pipe.tokenizer, self._pipe.unspeakable)
 
     def open(self, start: Start) -> Actor:
-        who, picture = self._look(start)
-        voice = self._voice(start, who)
-        state = self._pipe.start(
-            PLACEHOLDER, character=picture, voice=voice, prompt=start.prompt, seed=start.seed
-        )
+        who, picture, state = self._encoded(start)
+        state = replace(state, prompt=start.prompt, seed=start.seed)
         return ModelActor(self._pipe, state, _listener(who, picture, start.seed), silent=True)
+
+    def _encoded(self, start: Start) -> tuple[Character | None, Tensor, StreamState]:
+        """The character, its picture, and a state with picture and voice encoded; kept for those of the world."""
+        own = bool(start.picture or start.recording)
+        key = (start.character, start.voice)
+        if not own and key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        who, picture = self._look(start)
+        state = self._pipe.start(
+            PLACEHOLDER, character=picture, voice=self._voice(start, who), steps=self._steps, guidance=self._guidance
+        )
+        if not own:
+            self._kept[key] = who, picture, state
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return who, picture, state
 
     def load(self, start: Start, path: Path) -> Actor:
         state = StreamState.load(path)
@@ -148,6 +169,10 @@ def _moved(state: StreamState, device: torch.device) -> StreamState:
     tensors = {name: value.to(device) for name, value in vars(state).items() if isinstance(value, Tensor)}
     decoder = state.decoder
     if decoder is not None:
-        parts = {name: value.to(device) for name, value in vars(decoder).items() if isinstance(value, Tensor)}
-        decoder = replace(decoder, left=tuple(t.to(device) for t in decoder.left), **parts)
+        parts: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(decoder).items() if isinstance(value, Tensor)
+        }
+        if isinstance(decoder, DecoderState):
+            parts["left"] = tuple(t.to(device) for t in decoder.left)
+        decoder = replace(decoder, **parts)
     return replace(state, decoder=decoder, **tensors)

@@ -213,6 +213,17 @@ class Stats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """What a person should know; nothing is wrong with the session."""
+
+    type: ClassVar[str] = "notice"
+    code: Literal["slow-model"]
+    message: str
+    wait: float = 0.0
+    """Seconds of listening, about, before speech goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Idle:
     """Everything is said: the character listens."""
 
@@ -273,7 +284,8 @@ class Error:
 
 
 Event = (
-    Ready | Queued | Said | Spoken | ChunkSent | Stats | Idle | Interrupted | Paused | Resumed | Saved | Stopped | Error
+    Ready | Queued | Said | Spoken | ChunkSent | Stats | Notice | Idle | Interrupted | Paused | Resumed | Saved
+    | Stopped | Error
 )
 EVENTS: dict[str, type] = {kind.type: kind for kind in typing.get_args(Event)}
 

@@ -1,5 +1,8 @@
 """Snapshots of live sessions on disk: the last few of each, so that a client goes on exactly where its file ends.
 
+Servers may share a folder: whoever restores a session owns it from then on, and who owned it before finds out when it
+wants to write the next snapshot, which is before the next chunk goes out.
+
 A file's name is made of an id that this module drew and of numbers; an id that a client sends is only looked up.
 """
 
@@ -9,10 +12,12 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from streamchar import clock
 from streamchar.errors import InputError, StateError
@@ -28,7 +33,12 @@ MAX_SESSIONS = 256
 MAX_AGE = 3600.0
 MAX_LISTENING = int(MAX_AGE) * clock.VIDEO_FPS
 """Frames that a client may hold beyond a snapshot."""
+Which = Literal["surplus", "others", "later"]
 _ID = re.compile(r"[0-9a-f]{32}")
+
+
+class TakenError(StateError):
+    """Another server plays the session now."""
 
 
 class Vault:
@@ -36,30 +46,44 @@ class Vault:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.RLock()
+        self._owner = secrets.token_hex(16)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise InputError(f"cannot make the snapshot folder {folder}: {error.strerror}; choose another") from error
         self._entries: dict[str, list[int]] = {}
-        for path in folder.glob("*.json"):
-            name, _, frames = path.stem.partition(".")
-            if _ID.fullmatch(name) and frames.isdigit():
-                self._entries.setdefault(name, []).append(int(frames))
-        for frames_of in self._entries.values():
-            frames_of.sort()
+        self._scan()
         self._expire()
 
-    def save(self, start: Start, record: Record, actor: Actor, *, alone: bool = False) -> None:
-        """Write a snapshot; `alone` forgets the older ones (after an interrupt they are no longer true)."""
-        with self._lock:
-            self._save(start, record, actor, alone)
+    def _scan(self, session: str = "*") -> None:
+        """Read from the folder what is kept, of all sessions or of one (whose id was checked)."""
+        found: dict[str, list[int]] = {} if session == "*" else {session: []}
+        for path in self._folder.glob(f"{session}.*.json"):
+            name, _, frames = path.stem.partition(".")
+            if _ID.fullmatch(name) and frames.isdigit():
+                found.setdefault(name, []).append(int(frames))
+        for name, kept in found.items():
+            kept.sort()
+            self._entries[name] = kept
+            if not kept:
+                del self._entries[name]
 
-    def _save(self, start: Start, record: Record, actor: Actor, alone: bool) -> None:
+    def save(self, start: Start, record: Record, actor: Actor, *, forget: Which = "surplus") -> None:
+        """Write a snapshot and forget, of the others, those beyond `KEEP`; or all (after an interrupt none is true any
+        more); or the later ones (a client that was restored goes on from here). Raises `TakenError`."""
+        with self._lock:
+            self._save(start, record, actor, forget)
+
+    def _save(self, start: Start, record: Record, actor: Actor, forget: Which) -> None:
+        if not self._entries.get(record.session):
+            self._expire()
         kept = self._entries.setdefault(record.session, [])
         opening = self._folder / f"{record.session}.start"
         if not kept:
-            self._expire()
             opening.write_text(json.dumps(asdict(start)), encoding="utf-8")
+            self._claim(record.session)
+        elif self._claim_of(record.session) != self._owner:
+            raise TakenError("this session goes on with another server; close this window")
         actor.save(self._path(record.session, record.frames, "state"))
         entry = self._path(record.session, record.frames, "json")
         part = entry.with_suffix(".part")
@@ -68,7 +92,10 @@ class Vault:
         if record.frames not in kept:
             kept.append(record.frames)
             kept.sort()
-        surplus = [f for f in kept if f != record.frames] if alone else kept[:-KEEP]
+        if forget == "later":
+            surplus = [f for f in kept if f > record.frames]
+        else:
+            surplus = [f for f in kept if f != record.frames] if forget == "others" else kept[:-KEEP]
         for frames in surplus:
             kept.remove(frames)
             self._remove(record.session, frames)
@@ -80,6 +107,8 @@ class Vault:
             return self._find(session, frames)
 
     def _find(self, session: str, frames: int) -> tuple[Start, Record, Path, list[str]]:
+        if _ID.fullmatch(session):
+            self._scan(session)
         kept = self._entries.get(session, [])
         unknown = ProtocolError("unknown-session", "this session is not known (any more)", "start a new one")
         if not kept:
@@ -89,6 +118,7 @@ class Vault:
             start = Start(**json.loads((self._folder / f"{session}.start").read_text(encoding="utf-8")))
             record, latest = self._read(session, chosen), self._read(session, kept[-1])
             place = self._place(session, chosen, frames)
+            self._claim(session)
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("a snapshot cannot be read: %s", error)
             raise unknown from None
@@ -110,8 +140,9 @@ class Vault:
         with self._lock:
             for frames in self._entries.pop(session, []):
                 self._remove(session, frames)
-            with contextlib.suppress(OSError):
-                (self._folder / f"{session}.start").unlink()
+            for ending in ("start", "owner"):
+                with contextlib.suppress(OSError):
+                    (self._folder / f"{session}.{ending}").unlink()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -121,6 +152,22 @@ class Vault:
         for name in ("words", "said"):
             plain[name] = tuple(plain[name])
         return Record(**plain)
+
+    def _claim(self, session: str) -> None:
+        part = self._folder / f"{session}.{self._owner}.part"
+        part.write_text(self._owner, encoding="utf-8")
+        part.replace(self._folder / f"{session}.owner")
+
+    def _claim_of(self, session: str) -> str:
+        """Who owns a session; nobody does if the folder was emptied."""
+        try:
+            return (self._folder / f"{session}.owner").read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def _age(self, session: str) -> float:
+        """Seconds since the newest snapshot."""
+        return time.time() - self._path(session, self._entries[session][-1], "json").stat().st_mtime
 
     def _path(self, session: str, frames: int, ending: str) -> Path:
         if not _ID.fullmatch(session):
@@ -134,10 +181,14 @@ class Vault:
 
     def _expire(self) -> None:
         ages: dict[str, float] = {}
-        for session, kept in self._entries.items():
-            with contextlib.suppress(OSError, IndexError):
-                ages[session] = time.time() - self._path(session, kept[-1], "json").stat().st_mtime
-        oldest_first = sorted(ages, key=lambda name: -ages[name])
-        for session in oldest_first:
+        for session in list(self._entries):
+            try:
+                ages[session] = self._age(session)
+                if ages[session] > MAX_AGE:  # unless another server has gone on with it
+                    self._scan(session)
+                    ages[session] = self._age(session)
+            except (OSError, LookupError):
+                self._entries.pop(session, None)
+        for session in sorted(ages, key=lambda name: -ages[name]):
             if ages[session] > MAX_AGE or len(self._entries) > MAX_SESSIONS:
                 self.forget(session)

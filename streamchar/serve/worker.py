@@ -72,7 +72,7 @@ class Worker:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=30)
-        for live in list(self.floor.lives.values()):
+        for live in [*self.floor.lives.values(), *self.floor.leaving]:
             self.floor.release(live)
 
     def open(self, live: Live, opening: Opening | None = None) -> None:
@@ -88,6 +88,7 @@ class Worker:
             if same >= floor.limits.per_address:
                 raise ProtocolError("busy", f"{same} sessions of your address are open", "close one of them")
             live.machine = live.machine.take("start")
+            live.pace.required = floor.limits.reports and not live.once
             floor.admission.request(live.id)
             floor.lives[live.id] = live
             floor.openings[live.id] = opening or Opening()
@@ -133,6 +134,13 @@ class Worker:
         """The client is not there any more: everything it held is free at once; its snapshot stays."""
         self.floor.gone(live)
 
+    def take_over(self, session: str) -> None:
+        """A client came back before its old connection was noticed to be gone: that one ends now."""
+        live = self.floor.lives.get(session)
+        if live is not None:
+            live.outbox.put(Error(code="illegal", message="this session goes on in another connection", fatal=True))
+            self.floor.detach(live)
+
     def drain(self) -> None:
         """Take no one else, and end every session behind its last whole chunk, saved."""
         with self.floor.wake:
@@ -152,6 +160,7 @@ class Worker:
             return {
                 "sessions": len(line.active), "queue_depth": len(line.waiting), "capacity": line.capacity,
                 "realtime_factor": line.factor, "parked": len(self.floor.parked),
+                "busy": line.busy,
                 "outbox_pieces": sum(live.outbox.pieces for live in self.floor.lives.values()),
             }  # fmt: skip
 

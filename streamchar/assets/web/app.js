@@ -6,7 +6,7 @@ import { Session } from "./session.js";
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token") || "";
 const query = token ? `?token=${encodeURIComponent(token)}` : "";
-const page = { words: [], times: new Map(), phase: "ready", picture: "", recording: "", character: 7, player: null, session: null, jumping: false, idleAt: null };
+const page = { words: [], times: new Map(), phase: "ready", picture: "", recording: "", character: 7, player: null, session: null, jumping: false, idleAt: null, awaited: null };
 window.streamchar = page; // for curious people and for tests
 
 function phase(name, text) {
@@ -18,6 +18,11 @@ function phase(name, text) {
   $("pause").disabled = !live || !["speaking", "listening", "paused"].includes(name);
   $("pause").textContent = name === "paused" ? "Resume" : "Pause";
   $("end").disabled = !live;
+}
+
+function note(text) {
+  $("note").hidden = !text;
+  $("note").textContent = text;
 }
 
 function complain(text) {
@@ -62,6 +67,10 @@ function follow() {
   if (!page.player) return;
   const now = $("video").currentTime;
   if (page.idleAt !== null && now >= page.idleAt && page.phase === "speaking") phase("listening");
+  if (page.awaited !== null && page.times.has(page.awaited) && now >= page.times.get(page.awaited).start) {
+    $("word").textContent = `${((performance.now() - page.pressed) / 1000).toFixed(2)} s`;
+    page.awaited = null;
+  }
   let current = -1;
   for (const [index, word] of page.times) {
     const span = page.words[index];
@@ -122,30 +131,42 @@ function begin(text) {
   finish();
   clearWords();
   complain("");
+  note("");
   page.player = new Player($("video"));
   $("video").muted = false;
   page.pressed = performance.now();
   page.firstSeen = null;
+  page.awaited = text ? 0 : null;
   const player = page.player;
   const scheme = location.protocol === "https:" ? "wss" : "ws";
   page.session = new Session(`${scheme}://${location.host}/v1/session${query}`, {
     frames: () => Math.floor(player.end() * 24 + 0.001),
     queued: (event) => phase("queued", `waiting, place ${event.place}`),
     ready: (event) => {
-      if (!supported(event.mime)) return complain("This browser cannot play the stream (no Media Source Extensions).");
-      $("video").parentElement.style.aspectRatio = `${event.width} / ${event.height}`;
+      if (!supported(event.mime)) {
+        page.session.stop();
+        return complain("This browser cannot play the stream: it has no Media Source Extensions with H.264 and AAC.");
+      }
+      document.querySelector(".stage").style.setProperty("--ratio", event.width / event.height);
       player.begin(event.mime, event.frames, event.fps);
       addWords(0, event.words);
       phase(page.phase === "paused" ? "paused" : "listening");
       return undefined;
     },
-    said: (event) => { page.idleAt = null; addWords(event.first, event.words); phase(page.phase === "paused" ? "paused" : "speaking"); },
+    said: (event) => { page.idleAt = null; if (page.awaited === -1) page.awaited = event.first; addWords(event.first, event.words); phase(page.phase === "paused" ? "paused" : "speaking"); },
     spoken: (event) => { page.times.set(event.index, event); page.cuesFor = -1; },
     chunk: (event) => {
       if (page.jumping && event.kind === "listening") { player.jump(event.frames / 24); page.jumping = false; }
+      if (page.phase === "queued" || (event.kind === "speech" && page.phase === "speaking")) {
+        phase(event.kind === "speech" ? "speaking" : "listening"); // its place is back, or it has got ahead
+      }
     },
     piece: (bytes) => { player.append(bytes); $("mp4").disabled = $("vtt").disabled = false; },
-    idle: (event) => { page.idleAt = event.frames / 24; },
+    notice: (event) => {
+      note(`${event.message}.`);
+      if (page.phase !== "paused") phase("speaking", `gets ahead, about ${Math.ceil(event.wait)} s`);
+    },
+    idle: (event) => { page.idleAt = event.frames / 24; note(""); },
     interrupted: (event) => {
       page.jumping = true;
       page.idleAt = null;
@@ -194,6 +215,7 @@ function speak() {
   const text = $("text").value.trim();
   if (!text) return $("text").focus();
   complain("");
+  if (page.session && page.phase === "listening") [page.pressed, page.awaited] = [performance.now(), -1];
   if (page.session) page.session.say(text);
   else begin(text);
   $("text").value = "";
@@ -273,6 +295,9 @@ function furnish(about) {
 
 async function record() {
   if (page.recorder) return page.recorder.stop();
+  if (!navigator.mediaDevices || !window.MediaRecorder) {
+    return complain("A browser records on https pages and on localhost only. Choose a voice from the list.");
+  }
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     const parts = [];
