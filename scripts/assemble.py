@@ -2,17 +2,19 @@
 
     python scripts/assemble.py --speech runs/toon/joint --codecs runs/toon --out streamchar/assets/toon
 
-`--speech` holds orchestrator/ and dit/ (what `streamchar train joint` writes); `--codecs` holds
-audio_codec/, video_codec/ and prompt_encoder/, or those are given one by one.
+`--speech` holds orchestrator/ and dit/ (what `streamchar train joint`, `distill` and `rollout` write); `--codecs`
+holds audio_codec/, video_codec/ and prompt_encoder/, or those are given one by one. A student's sampler, steps, shift,
+sink and history are carried over; --steps, --guidance and --temperature change what is said of the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from streamchar.config.presets import preset
-from streamchar.train.assemble import Parts, assemble
+from streamchar.train.assemble import Parts, assemble, sampling_of
 
 
 def main() -> None:
@@ -24,10 +26,12 @@ def main() -> None:
     parser.add_argument("--prompt-encoder", type=Path)
     parser.add_argument("--preset", default="toon")
     parser.add_argument("--name", help="the preset's when not given")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--temperature", type=float, default=1.0, help="deviation of the starting noise")
-    parser.add_argument("--full", action="store_true", help="float32 weights instead of int8 and bfloat16")
+    parser.add_argument("--steps", type=int, help="else as trained; 16 for a base model")
+    parser.add_argument("--guidance", type=float, help="else as trained; 1 for a base model")
+    parser.add_argument("--picture-guidance", type=float, help="of the picture alone; else as --guidance")
+    parser.add_argument("--temperature", type=float, help="deviation of the starting noise; else as trained, or 1")
+    parser.add_argument("--picture-temperature", type=float, help="of the picture alone; else as --temperature")
+    parser.add_argument("--full", action="store_true", help="float32 weights instead of int8")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     parts = Parts(
@@ -37,9 +41,14 @@ def main() -> None:
         audio_codec=given.audio_codec or given.codecs / "audio_codec",
         prompt_encoder=given.prompt_encoder or given.codecs / "prompt_encoder",
     )
+    names = ("steps", "guidance", "picture_guidance", "temperature", "picture_temperature")
+    asked = {name: getattr(given, name) for name in names}
+    sampling = dataclasses.replace(
+        sampling_of(given.speech), **{name: value for name, value in asked.items() if value is not None}
+    )
     assemble(
-        parts, preset(given.preset), given.out, name=given.name or given.preset, steps=given.steps,
-        guidance=given.guidance, temperature=given.temperature, small=not given.full,
+        parts, preset(given.preset), given.out, name=given.name or given.preset, small=not given.full,
+        sampling=sampling,
     )
     total = sum(path.stat().st_size for path in given.out.rglob("*.safetensors"))
     print(f"{given.out}: {total / 2**20:.1f} MiB of weights")

@@ -48,6 +48,17 @@ class Light:
         return Reading(values={"light": float(frames.mean())}, series={"quality": frames.mean((1, 2, 3)).tolist()})
 
 
+class Bulk(Light):
+    """Measures many at once."""
+
+    def __init__(self) -> None:
+        super().__init__("bulk")
+        self.batches: list[list[str]] = []
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        self.batches.append([s.name for s in samples])
+
+
 class Fragile:
     """Cannot measure a, breaks on b, has no number for c; d is 1."""
 
@@ -170,6 +181,14 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(cards: Protocol, tmp_p
     newer = Light(version="2")
     evaluation.run(plan(cards, out, Painter()), [newer], cache)
     assert newer.calls == Counter(NAMES)  # another version measures anew
+
+
+def test_what_is_faster_in_bulk_gets_all_clips_that_are_not_known_yet(cards: Protocol, tmp_path: Path) -> None:
+    first, second = Bulk(), Bulk()
+    evaluation.run(plan(cards, tmp_path / "out", Painter()), [first], Cache(tmp_path / "cache"))
+    assert first.batches == [list(NAMES)] and first.calls == Counter(NAMES)
+    evaluation.run(plan(cards, tmp_path / "other", Painter()), [second], Cache(tmp_path / "cache"))
+    assert second.batches == [[]] and not second.calls
 
 
 def test_a_speed_measured_beside_other_work_says_so(

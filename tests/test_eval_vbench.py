@@ -97,7 +97,7 @@ def test_one_package_missing(python: Path, tmp_path: Path) -> None:
 
 def test_no_environment(tmp_path: Path) -> None:
     (missing,) = metrics(Options())
-    assert isinstance(missing, Unavailable) and "options.vbench" in missing.reason
+    assert isinstance(missing, Unavailable) and "--vbench PYTHON" in missing.reason
     assert len(missing.figures) == len(DIMENSIONS)
     with pytest.raises(ConfigError, match="cannot run"):
         installed(tmp_path / "nothing")

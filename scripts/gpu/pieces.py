@@ -13,7 +13,8 @@ into --mib:
     bytes   averages alone as int8 with a scale a row: likewise
 
 Stage 1 does not touch the DiT's main blocks: but for `exact`, they stay behind and are initialised again.
-`join` also writes the averaged weights as components (RUN/orchestrator, RUN/dit), as training exports them.
+`join` also writes the averaged weights as components (RUN/orchestrator, RUN/dit), as training exports them, and a
+distillation's fake score (RUN/fake_score/dit) with them: stage II goes on with stage I's.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from streamchar.codecs.component import BYTES, SCALE, SMALL, from_bytes, to_bytes
+from streamchar.train.checkpoint import FORMAT as FORM
+from streamchar.train.checkpoint import read_parts
 
 FORMAT = "streamchar-pieces-1"
 LEVELS = ("exact", "half", "lean", "warm", "bytes")
@@ -106,7 +109,9 @@ def split(run: Path, out: Path, mib: float, levels: tuple[str, ...] = LEVELS) ->
     if not (folder / "facts.json").is_file():
         raise SystemExit(f"error: expected a training checkpoint in {folder}, found none")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    parts = {name: load_file(folder / f"{name}.safetensors") for name in PARTS}
+    parts = read_parts(folder)
+    facts.pop(FORM, None)  # the pieces hold whole tensors, however many processes wrote them
+    facts.pop("shards", None)  # data stays behind: another machine makes its own
     budget = min(int(mib * MIB), MOST_PIECES * PIECE)
     level, packed = levels[-1], {}
     for level in levels:
@@ -115,7 +120,10 @@ def split(run: Path, out: Path, mib: float, levels: tuple[str, ...] = LEVELS) ->
             break
     else:
         raise SystemExit(f"error: {size(packed) / MIB:.0f} MiB at level {level!r} do not fit into {budget / MIB:.0f}")
-    configs = {path.parent.name: path.read_text(encoding="utf-8") for path in run.glob("*/config.json")}
+    configs = {
+        path.parent.relative_to(run).as_posix(): path.read_text(encoding="utf-8")
+        for pattern in ("*/config.json", "*/*/config.json") for path in run.glob(pattern)
+    }  # fmt: skip
     packed = {name: value.contiguous() for name, value in packed.items()}
     blob = save(packed, metadata={"facts": json.dumps(facts), "configs": json.dumps(configs), "level": level})
     out.mkdir(parents=True, exist_ok=True)
@@ -162,7 +170,8 @@ def join(source: Path, run: Path) -> None:
     (part / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     averaged = {**parts["model"], **parts["average"]}
     for name, config in json.loads(header["configs"]).items():
-        own = {key.removeprefix(name + "."): value for key, value in averaged.items() if key.startswith(name + ".")}
+        prefix = name.replace("fake_score/", "fake_") + "."  # as Distillation names it
+        own = {key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)}
         if own:
             (run / name).mkdir(parents=True, exist_ok=True)
             save_file({key: value.clone() for key, value in own.items()}, run / name / "model.safetensors")

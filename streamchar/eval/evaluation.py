@@ -25,13 +25,13 @@ from streamchar.eval.bootstrap import LEVEL, RESAMPLES, interval, mean
 from streamchar.eval.cache import Cache, file_hash, place_file, write_json
 from streamchar.eval.metric import Figure
 from streamchar.eval.protocol import Item, Protocol, content_hash, digest
+from streamchar.eval.realtime import RealTime
 from streamchar.eval.sample import Sample
 from streamchar.eval.suite import (
     NOT_CHOSEN,
     Clip,
     Generator,
     Metric,
-    RealTime,
     Scorer,
     Scores,
     Watch,

