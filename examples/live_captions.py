@@ -6,31 +6,47 @@
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
 import time
 from pathlib import Path
 
+from streamchar.client import Idle, Notice, Queued, Spoken, connect
 from streamchar.errors import StreamCharError
-from streamchar.serve.client import connect
-from streamchar.serve.protocol import Idle, Queued, Spoken
+
+
+def show(words: queue.Queue[tuple[float, str] | None]) -> None:
+    """Print each word when it is heard. In a thread of its own: whoever reads the session must not sleep."""
+    while (word := words.get()) is not None:
+        time.sleep(max(0.0, word[0] - time.monotonic()))
+        print(word[1], end=" ", flush=True)
+    print()
 
 
 def main(address: str, text: str, output: str) -> int:
-    began = None
-    with connect(address) as session, Path(output).open("wb") as file:
-        session.start(text=text)
-        for item in session:
-            if isinstance(item, bytes):
-                began = began or time.monotonic()  # a player would start here
-                file.write(item)
-            elif isinstance(item, Queued):
-                print(f"waiting, place {item.place}")
-            elif isinstance(item, Spoken) and began is not None:
-                time.sleep(max(0.0, began + item.start - time.monotonic()))
-                print(item.text, end=" ", flush=True)
-            elif isinstance(item, Idle):
-                print()
-                session.stop()
+    began: float | None = None
+    words: queue.Queue[tuple[float, str] | None] = queue.Queue()
+    screen = threading.Thread(target=show, args=(words,))
+    screen.start()
+    try:
+        with connect(address) as session, Path(output).open("wb") as file:
+            session.start(text=text)
+            for item in session:
+                if isinstance(item, bytes):
+                    began = began or time.monotonic()  # a player would start here
+                    file.write(item)
+                elif isinstance(item, Queued):
+                    print(f"waiting, place {item.place}")
+                elif isinstance(item, Notice):
+                    print(item.message)
+                elif isinstance(item, Spoken):
+                    words.put(((began or time.monotonic()) + item.start, item.text))
+                elif isinstance(item, Idle):
+                    session.stop()
+    finally:
+        words.put(None)
+        screen.join()
     print(f"{output}: {session.frames / 24:.1f} s")
     return 0
 

@@ -32,6 +32,9 @@ HISTORY_SECONDS = 15  # history audio seen by the orchestrator (paper section 5.
 WINDOW_SECONDS = 20  # the longest history plus look-ahead that training sees
 MAX_HISTORY_CHUNKS = int(Fraction(HISTORY_SECONDS) / CHUNK_SECONDS)  # 10
 
+SIZE_STEP = 32  # sides of a picture: a 16x VAE under 2x2 patches
+LONG_SIDE, SHORT_SIDE = 1280, 720  # the largest picture, lying or standing
+
 
 def frames(chunks: int) -> int:
     """RGB frames in `chunks` chunks."""

@@ -89,12 +89,14 @@ class VideoCodec(Protocol):
 class AudioCodec(Protocol):
     """A mono audio VAE at 49,152 Hz with stride 2048.
 
-    Decoding is causal: `decode` takes and returns a state, so that a stream decoded chunk by chunk
-    equals one decoded at once.
+    `decode` takes and returns a state, so that a stream decoded chunk by chunk equals one decoded at once. A codec
+    with a `lookahead` wants that many of the following latents as a third argument, where there are any.
     """
 
     latent_channels: int
     stride: int
+    lookahead: int
+    """0: decoding is causal."""
 
     def encode(self, samples_BS: Tensor) -> Tensor:
         """(B, S) with S a multiple of 2048 -> (B, S/2048, C)."""

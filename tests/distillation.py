@@ -11,8 +11,9 @@ from streamchar.config.presets import tiny
 from streamchar.data.shards import ClipRecord, write_shard
 from streamchar.stream import models as stream_models
 from streamchar.train import loop, streams
-from streamchar.train.distill import DistillObjective, DistillTerms, load_teacher
+from streamchar.train.distill import DistillObjective, DistillTerms
 from streamchar.train.rollout import RolloutObjective, RolloutTerms
+from streamchar.train.teacher import load_teacher
 from tests.streams import tiny_models
 
 CONFIG = tiny()

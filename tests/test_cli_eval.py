@@ -41,7 +41,9 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(height=SIZE, width=SIZE)
-        self.models = SimpleNamespace(name="fake", steps=4, guidance=1.0, temperature=1.0)
+        self.models = SimpleNamespace(
+            name="fake", steps=4, guidance=1.0, picture_guidance=None, temperature=1.0, picture_temperature=None
+        )
 
     @classmethod
     def from_pretrained(cls, name: str, *, device: str = "cpu") -> FakePipeline:

@@ -24,7 +24,15 @@ from streamchar.codecs.audio import (
 )
 from streamchar.config.presets import tiny
 from streamchar.errors import CheckpointError, DataError, InputError
-from streamchar.train.audio_codec import CodecLoss, Speeches, calibrate, stft_loss, train_audio_codec
+from streamchar.train.audio_codec import (
+    CodecLoss,
+    Speeches,
+    calibrate,
+    deepened,
+    loudness_loss,
+    stft_loss,
+    train_audio_codec,
+)
 from streamchar.types import AudioCodec
 
 CONFIG = replace(tiny().audio, blocks=4)
@@ -290,6 +298,28 @@ def test_the_loss_reaches_every_parameter_and_prefers_the_truth(tmp_path):
     assert [name for name, p in named if p.grad is None or not p.grad.any()] == []
     assert stft_loss(samples, samples).item() == 0
     assert stft_loss(0.5 * samples, samples) < stft_loss(torch.randn_like(samples), samples)
+
+
+def test_the_loudness_loss_is_in_units_of_20_decibels():
+    samples = 0.1 * torch.randn(1, 2 * 67_584, generator=torch.Generator().manual_seed(0))
+    assert loudness_loss(samples, samples).item() == 0
+    assert loudness_loss(0.1 * samples, samples).item() == pytest.approx(1.0, abs=0.01)
+    swell = samples * torch.linspace(0.5, 1.5, samples.shape[1])
+    assert loudness_loss(swell, samples) > 0.1
+
+
+def test_a_deepened_codec_sounds_the_same_until_it_is_trained():
+    torch.manual_seed(0)
+    codec = ToonAudioCodec(CONFIG).eval()
+    deeper = deepened(codec, CONFIG.blocks + 4).eval()
+    latents = torch.randn(1, 8, CONFIG.latent_channels)
+    with torch.no_grad():
+        sound = codec.decode(latents)[0]
+        torch.testing.assert_close(deeper.decode(latents)[0], sound, rtol=1e-4, atol=1e-5)
+        torch.nn.init.normal_(deeper.decoder.fine[-1].contract.weight)  # not silent, nor deaf to the new blocks
+        assert (deeper.decode(latents)[0] - sound).abs().max() > 1e-3
+    assert len(deeper.decoder.coarse) + len(deeper.decoder.fine) == CONFIG.blocks + 4
+    assert deeper.config.decoder_blocks == CONFIG.blocks + 4
 
 
 def test_training_writes_a_codec_that_loads(tmp_path):

@@ -13,6 +13,7 @@ from streamchar.dit.cache import Conditions
 from streamchar.dit.model import JointDiT
 from streamchar.dit.wan import load_wan, rename
 from streamchar.errors import CheckpointError
+from streamchar.stream.weights import homes, on_meta, place
 
 FRAMES, HEIGHT, WIDTH = 3, 4, 6
 
@@ -42,6 +43,48 @@ def pair(request):
             parameter.add_(0.05 * torch.randn_like(parameter))
     ours = JointDiT(config).eval()
     return config, reference, ours, load_wan(ours, reference.state_dict())
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Two layers of Wan2.2-5B's full width, with weights that both models share: 2 GB, drawn once."""
+    patch = pytest.MonkeyPatch()
+    for layer in (torch.nn.Linear, torch.nn.Conv3d):
+        patch.setattr(layer, "reset_parameters", lambda self: None)
+    config = replace(paper().dit, layers=2)
+    reference = wan(config)
+    patch.undo()
+    torch.manual_seed(0)
+    pool = torch.randn(1_000_003)  # prime: no two rows of a matrix are alike
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            scale = 0.05 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            repeats = -(-parameter.numel() // pool.numel())
+            parameter.copy_(pool.repeat(repeats)[: parameter.numel()].view(parameter.shape).mul_(scale))
+    ours = on_meta(lambda: JointDiT(config)).eval()
+    places = homes(ours)
+    for key, value in reference.state_dict().items():
+        flat = value.flatten(1) if key == "patch_embedding.weight" else value
+        place(places.pop(rename(key)), flat)
+    for (part, name), value in ((home, getattr(*home)) for home in places.values()):
+        # the other expert and the audio path take no part, nor does a skip without weights
+        place((part, name), torch.full((1,), float(name in ("deviation", "residual"))).expand(value.shape))
+    return config, reference, ours
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("expand", [False, True], ids=["one timestep", "one a token"])
+def test_equal_to_wan_at_full_width(wide, expand):
+    config, reference, ours = wide
+    assert (config.width, config.heads, config.ffn) == (3072, 24, 14_336)
+    x_v, text = torch.randn(1, config.video_channels, 2, 4, 4), torch.randn(1, 3, config.text_width)
+    sigma = torch.full((1, 8) if expand else (1,), 0.9)
+    sigma[..., :4] = torch.where(torch.tensor(expand), 0.0, sigma[..., :4])
+    conditions = Conditions(text=text)
+    expected = reference(x_v, 1000 * sigma, text, return_dict=False)[0]
+    got = ours(x_v, None, None, sigma, ours.layout(conditions, x_v, None), conditions)
+    assert expected.std() > 0.1
+    assert relative_error(got.video, expected) < 1e-5
 
 
 def inputs(config, batch=2):

@@ -19,8 +19,9 @@ LEVELS = (
     ("nn",),
     ("codecs", "flow", "orchestrator", "dit", "world"),
     ("stream", "data", "eval"),
-    ("train", "serve"),
-    ("bench", "cli"),
+    ("train", "serve", "convert"),
+    ("bench",),
+    ("cli", "client"),
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

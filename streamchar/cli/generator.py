@@ -55,7 +55,9 @@ class ModelGenerator:
         parameters = {n: sum(p.numel() for p in part.parameters()) for n, part in self.pipe.components().items()}
         return {
             "name": models.name, "source": self.source, "sha256": self.weights, "steps": self.steps,
-            "guidance": models.guidance, "temperature": models.temperature, "parameters": parameters,
+            "guidance": models.guidance, "picture_guidance": models.picture_guidance,
+            "temperature": models.temperature, "picture_temperature": models.picture_temperature,
+            "parameters": parameters,
         }  # fmt: skip
 
     def check(self, protocol: Protocol) -> None:

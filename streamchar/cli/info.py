@@ -58,8 +58,15 @@ def model_figures(config: ModelConfig) -> dict[str, Any]:
 def info(
     model: Annotated[str, typer.Option(metavar="toon|DIR|HUB_ID", help="Which model.")] = "toon",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="What fits on which GPU with which options; --model is a preset.")
+    ] = False,
 ) -> None:
     """List a model's components: parameters, sizes, and what they run on."""
+    if plan:
+        from streamchar.cli.plan import show_memory_plan
+
+        return show_memory_plan(model, as_json)
     from streamchar.stream.pipeline import StreamCharPipeline
 
     pipe = StreamCharPipeline.from_pretrained(model)

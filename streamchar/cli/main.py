@@ -15,6 +15,8 @@ from types import FrameType
 
 import typer
 
+from streamchar.cli.bench import bench
+from streamchar.cli.convert import convert
 from streamchar.cli.evaluate import app as evaluate
 from streamchar.cli.info import info
 from streamchar.cli.say import say
@@ -40,6 +42,8 @@ app.command()(info)
 app.command()(world)
 app.command()(train)
 app.command()(serve)
+app.command()(bench)
+app.command()(convert)
 app.add_typer(evaluate, name="eval")
 
 
@@ -82,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        kept = "what is finished is kept: the same command goes on" if "eval" in given[:2] else "no output was written"
+        resumes = {"eval", "convert"} & set(given[:2])
+        kept = "what is finished is kept: the same command goes on" if resumes else "no output was written"
         print(f"interrupted: {kept}", file=sys.stderr)
     return int(code or 0)
 

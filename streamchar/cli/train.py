@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -53,11 +54,14 @@ STAGES = {
     "joint": Stage(module="streamchar.train.joint", function="train_joint"),
     "distill": Stage(module="streamchar.train.distill", function="train_distill"),
     "rollout": Stage(module="streamchar.train.rollout", function="train_rollout"),
+    "ablate": Stage(module="streamchar.cli.train", function="train_ablate"),
 }
+SCALE = ("shard", "bf16", "checkpoint_activations", "compile", "accumulate")
+"""Options of how a run is spread out (`train/parallel.py:Scale`)."""
 
 
 def train(
-    stage: Annotated[str, typer.Argument(metavar="|".join(STAGES), help="What to train.")],
+    stage: Annotated[str, typer.Argument(metavar="|".join([*STAGES, "plan"]), help="What to train.")],
     data: Annotated[Path | None, typer.Option(help="Folder of data that `streamchar world` wrote.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run: checkpoints and scalars.")] = None,
     preset: Annotated[str, typer.Option(help="Model size: toon, tiny or paper.")] = "toon",
@@ -71,6 +75,9 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Begin with these weights (the stage's before).")
     ] = None,
     speech: Annotated[Path | None, typer.Option(metavar="DIR", help="joint: shards of speech alone to mix in.")] = None,
+    codecs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="orchestrator, joint: codecs to show samples; else toon's.")
+    ] = None,
     prompt_encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="joint: the frozen text encoder; else toon's.")
     ] = None,
@@ -104,8 +111,35 @@ def train(
     no_pointer_truncation: Annotated[
         bool, typer.Option("--no-pointer-truncation", help="rollout: ablation, the transcript is cut by the clock.")
     ] = False,
+    updates: Annotated[
+        int | None, typer.Option(help="distill, rollout, ablate: of the student, in each stage; then it ends.")
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: weights cut over the processes (FSDP2).")
+    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="With --shard: weights travel as bfloat16.")] = False,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Less memory: blocks run twice.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the DiT's main blocks.")] = False,
+    accumulate: Annotated[int | None, typer.Option(help="Batches of a step on each process.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="ablate: trainings of every arm.  [default: 3]")] = None,
+    protocols: Annotated[
+        str | None, typer.Option(metavar="A,B", help="ablate: what is measured on.  [default: short,long]")
+    ] = None,
+    clips: Annotated[int | None, typer.Option(help="ablate: only the first so many clips of each protocol.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="ablate: the protocols' variants for two cores.")] = False,
+    metrics: Annotated[str | None, typer.Option(metavar="A,B", help="ablate: only these; else the table's.")] = None,
+    recogniser_folder: Annotated[Path | None, typer.Option(help="ablate: the recogniser's weights.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="plan: how many.  [default: 8]")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="plan: GiB of one.  [default: 79]")] = None,
+    tflops: Annotated[float | None, typer.Option(help="plan: sustained rate of one.  [default: 400]")] = None,
 ) -> None:
-    """Train one stage for some minutes; repeat with --resume to go on."""
+    """Train one stage for some minutes; repeat with --resume to go on. `plan`: what the stages take on many GPUs."""
+    if stage == "plan":
+        from streamchar.cli.plan import show_training_plan
+
+        return show_training_plan(preset, gpus=gpus, memory=gpu_memory, tflops=tflops, batch=batch)
     if stage not in STAGES:
         raise InputError(f"unknown stage {stage!r}; one of: {', '.join(STAGES)}")
     chosen = STAGES[stage]
@@ -127,6 +161,10 @@ def train(
         "follow": follow, "audio_weight": audio_weight, "train_orchestrator": train_orchestrator or None,
         "chunks": chunks, "grow": grow, "no_sink": no_sink or None, "no_history": no_history or None,
         "no_stage_1": no_stage_1 or None, "no_pointer_truncation": no_pointer_truncation or None,
+        "updates": updates, "shard": shard or None, "bf16": bf16 or None, "compile": compile or None,
+        "checkpoint_activations": checkpoint_activations or None, "accumulate": accumulate, "seeds": seeds,
+        "protocols": protocols, "clips": clips, "fast": fast or None, "metrics": metrics,
+        "recogniser_folder": recogniser_folder, "codecs": codecs,
     }
     options = {name: value for name, value in options.items() if value is not None}
     check(options)
@@ -135,9 +173,19 @@ def train(
     config = chosen.config(named(preset))
     logging.getLogger("streamchar").setLevel(logging.INFO)
     function = getattr(import_module(chosen.module), chosen.function)
-    unknown = [name for name in options if name not in signature(function).parameters]
+    known = signature(function).parameters
+    unknown = [name for name in options if name not in known and not (name in SCALE and "scale" in known)]
     if unknown:
         raise InputError(f"{stage} does not take --{unknown[0].replace('_', '-')}; leave it out")
+    spread = {name: options.pop(name) for name in SCALE if name in options}
+    if spread:
+        from streamchar.train.parallel import Scale
+
+        options["scale"] = Scale(**spread)
+    if options.get("device") == "cuda":
+        from streamchar.train.parallel import own_device
+
+        options["device"] = own_device("cuda")
     if chosen.reads_data:
         function(data, out, minutes, config=config, resume=resume, **options)
     else:
@@ -146,7 +194,7 @@ def train(
 
 def check(options: dict[str, Any]) -> None:
     """Raise `InputError` for values that no stage takes."""
-    for name in ("batch", "follow", "chunks", "grow"):
+    for name in ("batch", "follow", "chunks", "grow", "updates", "accumulate", "seeds", "clips"):
         if options.get(name, 1) < 1:
             raise InputError(f"--{name} must be at least 1, got {options[name]}")
     for name in ("rate", "fake_rate", "guidance", "audio_weight"):
@@ -154,7 +202,7 @@ def check(options: dict[str, Any]) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, got {options[name]}")
     if not 0 <= options.get("cooldown", 0.0) <= 1:
         raise InputError(f"--cooldown is a share of the minutes, from 0 to 1, got {options['cooldown']}")
-    for name in ("start", "speech", "prompt_encoder", "teacher"):
+    for name in ("start", "speech", "prompt_encoder", "teacher", "recogniser_folder", "codecs"):
         if name in options and not options[name].is_dir():
             raise InputError(f"--{name.replace('_', '-')}: there is no folder {options[name]}")
     if "device" in options:
@@ -165,3 +213,65 @@ def check(options: dict[str, Any]) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--device {options['device']} cannot be used: {reason}") from None
+
+
+def train_ablate(
+    data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, device: str = "cpu",
+    teacher: Path | None = None, updates: int | None = None, seeds: int = 3, protocols: str = "short,long",
+    clips: int | None = None, fast: bool = False, metrics: str | None = None, recogniser_folder: Path | None = None,
+    chunks: int = 5, grow: int = 40, batch: int | None = None, rate: float | None = None,
+    fake_rate: float | None = None, guidance: float | None = None, audio_weight: float | None = None,
+    follow: int | None = None,
+) -> None:
+    """All ablations at one budget; the same command goes on after a stop (`resume` says nothing new)."""
+    from streamchar.train.ablate import Ablation, Budget, ablate, markdown
+
+    if teacher is None or updates is None:
+        missing = [name for name, value in (("--teacher", teacher), ("--updates", updates)) if value is None]
+        raise InputError(f"ablate needs {' and '.join(missing)}: the model to distil, the budget of every training")
+    evaluate = suite_of(
+        protocols, clips=clips, fast=fast, metrics=metrics, recogniser_folder=recogniser_folder, device=device
+    )
+    asked = {
+        "batch": batch, "rate": rate, "fake_rate": fake_rate, "guidance": guidance, "audio_weight": audio_weight,
+        "follow": follow,
+    }
+    options = {name: value for name, value in asked.items() if value is not None}
+    plan = Ablation(
+        data=data, out=out, teacher=teacher, config=config, device=device, options=options, grow=grow, chunks=chunks,
+        budget=Budget(updates=updates, minutes=minutes, seeds=seeds),
+    )
+    print(markdown(ablate(plan, evaluate)), end="")
+
+
+def suite_of(
+    protocols: str, *, clips: int | None, fast: bool, metrics: str | None, recogniser_folder: Path | None, device: str
+) -> Callable[[Path, Path], dict[str, Path]]:
+    """Measures a model folder on protocols, each into a folder of its own; what is there already is not made again."""
+    from streamchar.cli.generator import ModelGenerator, TruthGenerator
+    from streamchar.eval import evaluation, suite
+    from streamchar.eval import protocol as named
+    from streamchar.eval.cache import Cache, default_folder
+    from streamchar.eval.metric import Options
+    from streamchar.train.ablate import FIGURES
+
+    chosen = [named.load(name.strip(), fast=fast).first(clips) for name in protocols.split(",")]
+    wanted = FIGURES if metrics is None else [name.strip() for name in metrics.split(",")]
+    built = suite.build_metrics(Options(recogniser_folder=recogniser_folder), wanted)
+
+    def evaluate(model: Path, out: Path) -> dict[str, Path]:
+        found = {protocol.name: out / protocol.name / "metrics.json" for protocol in chosen}
+        missing = [protocol for protocol in chosen if not found[protocol.name].is_file()]
+        generator = ModelGenerator(str(model), device=device) if missing else None
+        for protocol in missing:
+            assert generator is not None
+            generator.check(protocol)
+            settings = {"seed": 0, "steps": generator.about["steps"], "shift_frames": 0, "plant": None}
+            plan = evaluation.Plan(
+                protocol=protocol, out=out / protocol.name, generator=generator, truth=TruthGenerator(),
+                model=generator.about, settings=settings, command="streamchar train ablate",
+            )  # fmt: skip
+            evaluation.run(plan, built, Cache(default_folder()))
+        return found
+
+    return evaluate

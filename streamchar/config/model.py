@@ -86,7 +86,9 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCodecConfig:
-    """Which video VAE, and its size. `family`: "toon" (ours) or "wan" (AutoencoderKLWan)."""
+    """Which video VAE, and its size. `family`: "toon" (ours) or "wan" (AutoencoderKLWan).
+
+    For "wan", `widths` are the encoder's and the decoder's first width, `blocks` residual blocks a level."""
 
     family: str
     latent_channels: int
@@ -97,12 +99,14 @@ class VideoCodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioCodecConfig:
-    """Which audio VAE, and its size. `family`: "toon" (ours) or "oobleck" (AutoencoderOobleck)."""
+    """Which audio VAE, and its size. `family`: "toon" (ours) or "oobleck" (AutoencoderOobleck, `width` its
+    decoder's first; `blocks` is toon's alone, as is `decoder_blocks`, by which its decoder is deeper)."""
 
     family: str
     latent_channels: int = 64
     width: int = 256
     blocks: int = 6
+    decoder_blocks: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The three presets: functions that return a `ModelConfig` (design section 1)."""
+"""The presets: functions that return a `ModelConfig` (design section 1)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def paper() -> ModelConfig:
             width=3072, layers=30, heads=24, ffn=14_336, video_channels=48, condition_width=2048, text_width=4096,
             audio_layers=4, audio_width=1024,
         ),
-        video=VideoCodecConfig(family="wan", latent_channels=48, spatial_stride=16),
+        video=VideoCodecConfig(family="wan", latent_channels=48, spatial_stride=16, widths=(160, 256), blocks=(2,)),
         audio=AudioCodecConfig(family="oobleck", latent_channels=64, width=128),
         prompt=PromptEncoderConfig(
             family="umt5", width=4096, layers=24, heads=64, ffn=10_240, vocab_size=256_384, max_tokens=512
@@ -84,7 +84,32 @@ def paper() -> ModelConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], ModelConfig]] = {"toon": toon, "tiny": tiny, "paper": paper}
+def paper_tiny() -> ModelConfig:
+    """The paper's component classes at small widths: tests, and dry runs of what is meant for `paper`."""
+    return ModelConfig(
+        name="paper-tiny",
+        height=64,
+        width=64,
+        orchestrator=OrchestratorConfig(
+            vocab_size=320, width=32, layers=2, heads=4, kv_heads=2, ffn=64, rope_theta=1e6, audio_channels=8,
+            pointer_width=16, look_ahead=48, max_transcript=160,
+        ),
+        dit=DiTConfig(
+            width=72, layers=2, heads=3, ffn=96, video_channels=8, audio_channels=8, condition_width=32,
+            text_width=32, time_width=32, audio_layers=1, audio_width=24,
+        ),
+        video=VideoCodecConfig(family="wan", latent_channels=8, spatial_stride=16, widths=(4, 4), blocks=(1,)),
+        audio=AudioCodecConfig(family="oobleck", latent_channels=8, width=2),
+        prompt=PromptEncoderConfig(
+            family="umt5", width=32, layers=2, heads=2, ffn=48, vocab_size=320, max_tokens=32
+        ),
+        tokenizer="Qwen/Qwen2.5-3B",
+    )
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "toon": toon, "tiny": tiny, "paper": paper, "paper-tiny": paper_tiny,
+}  # fmt: skip
 
 
 def preset(name: str) -> ModelConfig:

@@ -105,11 +105,33 @@ class WindowDataset:
         """Take in shards that have been finished since."""
         for path in shard_paths(self.folder):
             if path not in self.shards:
-                shard = Shard(path)
-                self.shards[path] = shard
-                for i in range(len(shard)):
-                    offset = shard.tensors["audio_offset"]
-                    self.index.append((path, i, int(offset[i + 1] - offset[i]) // J))
+                self._add(path)
+
+    def _add(self, path: Path) -> None:
+        shard = self.shards[path] if path in self.shards else Shard(path)
+        self.shards[path] = shard
+        offset = shard.tensors["audio_offset"]
+        self.index += [(path, i, int(offset[i + 1] - offset[i]) // J) for i in range(len(shard))]
+
+    @property
+    def names(self) -> list[str]:
+        """The shards that are known, in the order in which they were found: with (seed, step), what a batch is."""
+        return list(dict.fromkeys(path.name for path, _, _ in self.index))
+
+    def restrict(self, names: list[str]) -> None:
+        """Know these shards alone, in this order: those of a run that is resumed, or of another process.
+
+        Raises `DataError` where one is missing: batches would not be what they were."""
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing:
+            raise DataError(
+                f"the run was trained on {len(names)} shards, {len(missing)} of them are not in {self.folder} "
+                f"(such as {missing[0]}); bring them back for the same batches"
+            )
+        self.index = []
+        for name in names:
+            self._add(self.folder / name)
+        self.shards = {path: shard for path, shard in self.shards.items() if path.name in set(names)}
 
     @property
     def hours(self) -> float:

@@ -82,7 +82,15 @@ class Block(nn.Module):
             modulation.normed(x, SHIFT_ATTENTION, SCALE_ATTENTION, self.eps)
             for x, modulation in zip(xs, modulations, strict=True)
         ]
-        parts = [self.attn1.keys_values(y, span.rotation) for y, span in zip(inputs, run.spans, strict=True)]
+        queries: list[Tensor | None] = []
+        parts = []
+        for y, span in zip(inputs, run.spans, strict=True):
+            if last and span.clean:
+                query, part = None, self.attn1.keys_values(y, span.rotation)
+            else:
+                query, part = self.attn1.queries_keys_values(y, span.rotation)
+            queries.append(query)
+            parts.append(part)
         if past is not None and past.self_attention is not None:
             parts.insert(0, past.self_attention)
         keys = join(parts) if parts else None
@@ -92,17 +100,16 @@ class Block(nn.Module):
             assert run.text is not None
             text = self.attn2.keys_values(run.text)
         outputs = tuple(
-            x if keys is None or (last and span.clean) else self._span(x, y, span, modulation, (keys, text))
-            for x, y, span, modulation in zip(xs, inputs, run.spans, modulations, strict=True)
+            x if keys is None or query is None else self._span(x, query, span, modulation, (keys, text))
+            for x, query, span, modulation in zip(xs, queries, run.spans, modulations, strict=True)
         )
         return outputs, LayerCache(self_attention=keys, text=text) if run.keep else None
 
     def _span(
-        self, x: Tensor, y: Tensor, span: Span, modulation: Modulation, sources: tuple[KeyValue, KeyValue]
+        self, x: Tensor, query: Tensor, span: Span, modulation: Modulation, sources: tuple[KeyValue, KeyValue]
     ) -> Tensor:
-        """One span through the three layers; `y` is `x` normed for self-attention, `sources` keys and text."""
+        """One span through the three layers; `query` (B, L, N, E) of self-attention, `sources` keys and text."""
         keys, text = sources
-        query = self.attn1.queries(y, span.rotation)
         seen = [
             attend(query[:, group.start - span.start : group.stop - span.start], keys.prefix(group.stop), visible)
             for group, visible in zip(span.groups, span.seen, strict=True)
@@ -110,7 +117,6 @@ class Block(nn.Module):
         attended = seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
         x = modulation.gated(x, self.attn1.to_out(attended), GATE_ATTENTION)
         x = x + self.attn2.to_out(attend(self.attn2.queries(self.norm2(x)), text)).to(x.dtype)
-        experts = {"video": self.ffn, "audio": self.audio_ffn}
         experts = {"video": self.ffn, "audio": self.audio_ffn}
         routed = []
         for expert, part in span.routes:

@@ -29,8 +29,9 @@ class VelocitySkip(nn.Module):
     time embedding (zero at the start), one value per latent channel. With one - the reference frame's latent
     at the token's own place - the same around it: z = anchor + r, so v = a_r (x - (1 - sigma) anchor) - anchor.
     The untrained model's picture is then the reference, standing still, and what is learned is the change.
-    `deviation` and `residual` are the latents' own, set from data before training. Wan has no such path:
-    `load_wan` sets its parameters to zero.
+    `deviation` and `residual` are the latents' own, set from data before training. A sample whose anchor is nothing
+    but zeros has none (a batch may mix: `Conditions.anchor`), and its latents deviate by `deviation`. Wan has no such
+    path: `load_wan` sets its parameters to zero.
     """
 
     deviation: Tensor
@@ -49,7 +50,10 @@ class VelocitySkip(nn.Module):
         """(B, L, P, C) float32."""
         sigma_BS1 = time.sigma[..., None].float()
         anchored = anchor_BLPC is not None and self.anchor is not None
-        deviation = self.residual if anchored else self.deviation
+        deviation = self.deviation
+        if anchored:
+            there_B11 = (anchor_BLPC != 0).flatten(1).any(1)[:, None, None]
+            deviation = torch.where(there_B11, self.residual, self.deviation)
         factor = self.gain.float() * linear_velocity(sigma_BS1, deviation.float()) + self.proj(time.embedding).float()
         x = noisy_BLPC.float()
         if not anchored:

@@ -129,13 +129,13 @@ class JointDiT(nn.Module):
             done = previous.reusable(layout)
             past = tuple(layer.prefix(done) for layer in previous.layers)
         text = self._text(conditions) if past is None else None
+        turn = self._rotation(layout, self.patch_embedding.weight.device)
         if done < layout.condition_tokens:
-            turn = self._rotation(layout, conditions.text.device)
             spans = (self._clean_span(layout, done, turn, presence),)
             _, past = self._run((self._clean(layout, done, conditions),), Pass(spans=spans, text=text, keep=True), past)
         elif past is None:  # no condition tokens at all: text keys alone
             _, past = self._run((), Pass(spans=(), text=text, keep=True), None)
-        return ConditionCache(layout=layout, layers=past, presence=presence, ref=conditions.anchor())
+        return ConditionCache(layout=layout, layers=past, presence=presence, ref=conditions.anchor(), turn=turn)
 
     def denoise(
         self,
@@ -154,7 +154,8 @@ class JointDiT(nn.Module):
             )
         self._check(layout, x_v, x_a, c_a)
         noisy = replace(self._noisy(x_v, x_a, c_a, sigma, layout), ref=cache.ref)
-        turn = self._rotation(layout, sigma.device)
+        made = cache.turn if cache.layout == layout else None
+        turn = self._rotation(layout, sigma.device) if made is None else made
         span = self._span(layout, layout.noisy, noisy.time, turn, cache.presence)
         xs, _ = self._run((noisy.tokens,), Pass(spans=(span,), text=None), cache.layers)
         return self._leave(xs[-1], noisy, layout)
@@ -166,12 +167,15 @@ class JointDiT(nn.Module):
         return self.audio(x_a, c_a, sigma)
 
     def _text(self, conditions: Conditions) -> Tensor:
+        if conditions.text is None:
+            raise InputError("expected conditions with text, got none; only a `previous` cache makes up for it")
         embedder = self.condition_embedder.text_embedder
         dtype = embedder.linear_1.weight.dtype
         return embedder(conditions.text.to(dtype)).to(dtype)
 
     def _rotation(self, layout: Layout, device: torch.device) -> Rotation:
-        positions = layout.positions(device) * torch.tensor([self.config.time_scale, 1.0, 1.0], device=device)
+        positions = layout.positions(device)
+        positions[:, 0] *= self.config.time_scale  # in place: a factor made on the host would be waited for
         return rotation(positions, axis_widths(self.config.head_width), self.config.rope_theta)
 
     def _patches(self, latents: Tensor) -> Tensor:
@@ -227,8 +231,9 @@ class JointDiT(nn.Module):
     ) -> tuple[tuple[Tensor, ...], tuple[LayerCache, ...]]:
         """All blocks in a row; the caches are empty unless the pass keeps them."""
         kept = []
+        ends = any(span.clean for span in run.spans)  # else the last block is as any other, to compilers too
         for index, block in enumerate(self.blocks):
-            last = index == len(self.blocks) - 1
+            last = ends and index == len(self.blocks) - 1
             xs, cache = block(xs, run, None if past is None else past[index], last=last)
             if cache is not None:
                 kept.append(cache)

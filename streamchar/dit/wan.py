@@ -1,6 +1,7 @@
 """Wan2.2 weights in the joint DiT: the key map, both FFN experts from one, and what is new.
 
-Source names are those of `diffusers.WanTransformer3DModel` (as in Wan-AI/Wan2.2-TI2V-5B-Diffusers).
+Source names are those of `diffusers.WanTransformer3DModel` (as in Wan-AI/Wan2.2-TI2V-5B-Diffusers), or those of Wan's
+own repository (`from_original`; Wan-AI/Wan2.2-TI2V-5B).
 """
 
 from __future__ import annotations
@@ -33,6 +34,37 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"scale_shift_table", r"head.scale_shift_table.rows_1MD"),
 )
 """Regular expression of a diffusers key -> ours."""
+
+
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+ORIGINAL: dict[str, str] = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "blocks.*.norm3": "blocks.*.norm2",  # the norm before cross-attention, the one norm of a block with weights
+    "blocks.*.ffn.0": "blocks.*.ffn.net.0.proj",
+    "blocks.*.ffn.2": "blocks.*.ffn.net.2",
+    **{f"blocks.*.self_attn.{theirs}": f"blocks.*.attn1.{ours}" for theirs, ours in _ATTENTION.items()},
+    **{f"blocks.*.cross_attn.{theirs}": f"blocks.*.attn2.{ours}" for theirs, ours in _ATTENTION.items()},
+}
+"""Layer in Wan's own names -> in diffusers'; `*` is a block's number, weight and bias go along."""
+TABLES = {"head.modulation": "scale_shift_table", "blocks.*.modulation": "blocks.*.scale_shift_table"}
+
+
+def from_original(key: str) -> str | None:
+    """The diffusers name of a key in Wan's own names; None for one that TI2V does not have."""
+    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+    number, plain = ("", key) if found is None else (found[1], f"blocks.*.{found[2]}")
+    layer, _, kind = plain.rpartition(".")
+    if plain in TABLES:
+        return TABLES[plain].replace("*", number)
+    if layer not in ORIGINAL or kind not in ("weight", "bias"):
+        return None
+    return f"{ORIGINAL[layer]}.{kind}".replace("*", number)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,10 +52,9 @@ class RenoiseSampler:
     """Deviation of the fresh noise; that of the first noise is the caller's."""
 
     def __call__(self, field: VelocityField, noise: Latents, generator: torch.Generator) -> Latents:
-        sigmas = self.schedule.sigmas()
+        sigmas = self.schedule.sigmas().tolist()
         x = noise
-        for step in range(self.schedule.steps):
-            now, after = float(sigmas[step]), sigmas[step + 1]
+        for step, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             v = field(x, now, step == self.schedule.steps - 1)
             clean = tuple(
                 clean_from_velocity(a, b, torch.full(a.shape[:1], now, device=a.device))
@@ -63,11 +62,15 @@ class RenoiseSampler:
             )
             if step == self.schedule.steps - 1:
                 return clean
-            fresh = tuple(
-                self.temperature * torch.randn(c.shape, generator=generator, dtype=torch.float32).to(c.device, c.dtype)
-                for c in clean
-            )
+            fresh = tuple(self.temperature * _noise_like(c, generator) for c in clean)
             x = tuple(
-                interpolate(c, e, after.to(c.device).expand(c.shape[0])) for c, e in zip(clean, fresh, strict=True)
+                interpolate(c, e, torch.full(c.shape[:1], after, device=c.device))
+                for c, e in zip(clean, fresh, strict=True)
             )
         return x
+
+
+def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of the CPU's generator, the same on every device, sent without making the host wait."""
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.dtype)
+    return noise.pin_memory().to(x.device, non_blocking=True) if x.device.type == "cuda" else noise.to(x.device)

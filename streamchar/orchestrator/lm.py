@@ -10,7 +10,9 @@ Shapes: B batch, L packed tokens, N text tokens, J = 33, D width, C audio channe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,91 @@ class Prefix:
     text: Text
     text_start: int
     look_ahead: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefixes:
+    """Prefixes of several streams side by side, or of one with room to spare, in tensors of one shape."""
+
+    keys: tuple[Tensor, ...]
+    """Per layer (B, N, S, E)."""
+    values: tuple[Tensor, ...]
+    token_BS: Tensor
+    """Which transcript token stands in a column; -1: another kind, always seen; `ABSENT`: padding, never seen."""
+    next_B: Tensor
+    """Rotary position of the tail's first token."""
+    text: Text
+    look_ahead: int
+
+
+ABSENT = 2**30
+
+
+def aligned(prefixes: Sequence[Prefix], capacity: int | None = None, tokens: int | None = None) -> Prefixes:
+    """Prefixes side by side, padded to `capacity` columns and `tokens` transcript tokens (None: to the longest).
+
+    Padding is hidden by the mask, so its share of every softmax is exactly 0. Nothing is copied where nothing is
+    padded and there is one prefix.
+    """
+    first = prefixes[0]
+    width = max(prefix.length for prefix in prefixes) if capacity is None else capacity
+    count = max(prefix.text.features.shape[1] for prefix in prefixes) if tokens is None else tokens
+    device = first.text.features.device
+    columns = []
+    for prefix in prefixes:
+        n = prefix.text.features.shape[1]
+        at = torch.arange(width, device=device)
+        token = at - prefix.text_start
+        token = token.masked_fill((token < 0) | (token >= n), -1).masked_fill(at >= prefix.length, ABSENT)
+        columns.append(token)
+
+    def rows(parts: list[Tensor], axis: int, size: int) -> Tensor:
+        return _stack([_padded(part, axis, size) for part in parts])
+
+    return Prefixes(
+        keys=tuple(rows(list(layer), 2, width) for layer in zip(*(p.keys for p in prefixes), strict=True)),
+        values=tuple(rows(list(layer), 2, width) for layer in zip(*(p.values for p in prefixes), strict=True)),
+        token_BS=torch.stack(columns),
+        next_B=_stack([torch.full((1,), prefix.length, device=device) for prefix in prefixes]),
+        text=Text(
+            features=rows([p.text.features for p in prefixes], 1, count),
+            states=rows([p.text.states for p in prefixes], 1, count),
+            visible=rows([p.text.visible for p in prefixes], 1, count),
+            length=_stack([p.text.length for p in prefixes]),
+        ),
+        look_ahead=first.look_ahead,
+    )  # fmt: skip
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _padded(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """`tensor` with zeros (False) behind it along `axis`."""
+    short = size - tensor.shape[axis]
+    if short == 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis] = short
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)
+
+
+class _Behind:
+    """What Qwen2 takes for its cache while the tail runs: cached keys in front, the tail's own behind, nothing kept.
+
+    transformers' `DynamicCache` would copy every layer's cached keys once more, and a recorded graph wants no more
+    copies than it needs.
+    """
+
+    def __init__(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys[layer], key], dim=2), torch.cat([self.values[layer], value], dim=2)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.keys[layer].shape[2]
 
 
 class SigmaEmbedding(nn.Module):
@@ -158,10 +245,10 @@ class Orchestrator(nn.Module):
     # -- inference --------------------------------------------------------------------------
 
     def _run(
-        self, embedded: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], start: int, *, keep: bool,
-        mask: Tensor | None = None,
+        self, embedded: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], start: int
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Run tokens behind cached ones; the cache object lives for this call only."""
+        """Run tokens behind cached ones -> hidden states, all keys, all values; the cache object lives for this
+        call only."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
@@ -169,10 +256,8 @@ class Orchestrator(nn.Module):
             cache.update(key, value, layer)
         positions = torch.arange(start, start + embedded.shape[1], device=embedded.device)[None]
         hidden = self.backbone(
-            inputs_embeds=embedded, past_key_values=cache, position_ids=positions, attention_mask=mask, use_cache=True
+            inputs_embeds=embedded, past_key_values=cache, position_ids=positions, use_cache=True
         ).last_hidden_state
-        if not keep:
-            return hidden, (), ()
         return hidden, tuple(c.keys for c in cache.layers), tuple(c.values for c in cache.layers)
 
     def prefix(self, reference_1RC: Tensor | None, text_1N: Tensor, history_1TC: Tensor | None) -> Prefix:
@@ -185,7 +270,7 @@ class Orchestrator(nn.Module):
         if history_1TC is not None and history_1TC.shape[1]:
             parts.append(self._embed_audio(history_1TC, HISTORY))
         packed = torch.cat(parts, dim=1)
-        hidden, keys, values = self._run(packed, (), (), 0, keep=True)
+        hidden, keys, values = self._run(packed, (), (), 0)
         n = text_1N.shape[1]
         return Prefix(
             keys=keys, values=values, length=packed.shape[1], text_start=first, look_ahead=self.config.look_ahead,
@@ -198,18 +283,30 @@ class Orchestrator(nn.Module):
     def extend(self, prefix: Prefix, history_1TC: Tensor) -> Prefix:
         """Append history latents behind the prefix."""
         embedded = self._embed_audio(history_1TC, HISTORY)
-        _, keys, values = self._run(embedded, prefix.keys, prefix.values, prefix.length, keep=True)
+        _, keys, values = self._run(embedded, prefix.keys, prefix.values, prefix.length)
         return replace(prefix, keys=keys, values=values, length=prefix.length + embedded.shape[1])
 
     def plan(self, prefix: Prefix, noisy_1JC: Tensor, sigma_1: Tensor, cursor_1: Tensor) -> Plan:
-        """One sampling step's tail: c_a and the pointer for x_t at sigma. As in training, the tail
-        sees the text only up to the look-ahead limit."""
-        at = torch.arange(prefix.text.features.shape[1], device=noisy_1JC.device)
-        visible = prefix.text.visible & (at < (cursor_1 + prefix.look_ahead)[:, None])
-        text = replace(prefix.text, visible=visible)
-        tail = self._embed_tail(noisy_1JC, sigma_1, cursor_1, text)
-        j = tail.shape[1]
-        mask = torch.ones(j, prefix.length + j, dtype=torch.bool, device=tail.device).tril(prefix.length)
-        mask[:, prefix.text_start : prefix.text_start + visible.shape[1]] &= visible[0]
-        hidden, _, _ = self._run(tail, prefix.keys, prefix.values, prefix.length, keep=False, mask=mask[None, None])
-        return self._plan(hidden, text, cursor_1)
+        """One sampling step's tail of one stream: c_a and the pointer for x_t at sigma."""
+        return self.plans(aligned([prefix]), noisy_1JC, sigma_1, cursor_1)
+
+    def plans(self, prefixes: Prefixes, noisy_BJC: Tensor, sigma_B: Tensor, cursor_B: Tensor) -> Plan:
+        """`plan` for several streams. As in training, a tail sees the text only up to the look-ahead limit.
+
+        The mask stays even where that limit hides nothing: the tail is causal within itself, whether it hides
+        something is known on the device only, and 33 queries over some hundred keys are nothing beside the weights
+        that every step reads.
+        """
+        limit_B1 = (cursor_B + prefixes.look_ahead)[:, None]
+        at = torch.arange(prefixes.text.features.shape[1], device=noisy_BJC.device)
+        text = replace(prefixes.text, visible=prefixes.text.visible & (at < limit_B1))
+        tail = self._embed_tail(noisy_BJC, sigma_B, cursor_B, text)
+        b, j = tail.shape[:2]
+        seen_BJS = (prefixes.token_BS < limit_B1)[:, None].expand(b, j, -1)
+        own_BJJ = torch.ones(j, j, dtype=torch.bool, device=tail.device).tril().expand(b, j, j)
+        positions_BJ = prefixes.next_B[:, None] + torch.arange(j, device=tail.device)
+        hidden = self.backbone(
+            inputs_embeds=tail, past_key_values=_Behind(prefixes.keys, prefixes.values), position_ids=positions_BJ,
+            attention_mask=torch.cat([seen_BJS, own_BJJ], dim=-1)[:, None], use_cache=True,
+        ).last_hidden_state
+        return self._plan(hidden, text, cursor_B)

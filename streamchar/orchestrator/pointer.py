@@ -127,14 +127,20 @@ class Pointer(nn.Module):
 
 def pointer_loss(progress: Progress, frame_token_BJ: Tensor, end_B: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the attention against the true token of each frame (-1: unknown), smoothed
-    over its neighbours, and smooth L1 of the spoken end. Both are means."""
+    over its neighbours, and smooth L1 of the spoken end. Both are means.
+
+    Below e^-20 a probability counts by the logarithm of how far below it is: a frame that is far off still pulls, and
+    does not pull harder than all others together. Tokens that the frame cannot see (padding, beyond the look-ahead)
+    have no gradient to give and do not count."""
     n = progress.attention.shape[-1]
     known = frame_token_BJ >= 0
     target = frame_token_BJ.clamp(min=0)
     near = [(0, 0.8), (-1, 0.1), (1, 0.1)]
-    picked = sum(
-        share * progress.attention.gather(-1, (target + step).clamp(0, n - 1)[..., None])[..., 0].clamp(min=-20)
-        for step, share in near
-    )
+    picked = torch.zeros_like(progress.attention[..., 0])
+    for step, share in near:
+        log_p = progress.attention.gather(-1, (target + step).clamp(0, n - 1)[..., None])[..., 0]
+        below = (-20 - log_p).clamp(min=0)
+        softened = torch.where(below > 0, -20 - below.log1p(), log_p)
+        picked = picked + share * softened.masked_fill(log_p < -5e3, 0.0)  # hidden tokens have logits of -1e4
     cross = -(picked * known).sum() / known.sum().clamp(min=1)
     return cross, tf.smooth_l1_loss(progress.end, end_B.float())
