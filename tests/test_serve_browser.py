@@ -6,90 +6,32 @@ a folder, screenshots are left there.
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import itertools
-import json
 import os
-import shutil
-import subprocess
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from serving import until
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-client = pytest.importorskip("websockets.sync.client")
+pytest.importorskip("websockets.sync.client")
 
-from test_serve_app import House  # noqa: E402 - it needs the packages above
+from tab import Tab, browser, installed
+from test_serve_app import House
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no Chromium"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.skipif(installed() is None, reason="no Chromium"), pytest.mark.timeout(400)]
 PATIENCE = 120.0
 
 
-class Page:
-    """One tab over the debugging protocol."""
+def shoot(page: Tab, name: str) -> None:
+    folder = os.environ.get("STREAMCHAR_SHOTS")
+    if folder:
+        (Path(folder) / f"{name}.png").write_bytes(page.shot())
 
-    def __init__(self, folder: Path) -> None:
-        assert BROWSER is not None
-        self.process = subprocess.Popen(
-            [
-                BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--mute-audio",
-                f"--user-data-dir={folder}", "--autoplay-policy=no-user-gesture-required", "--window-size=1280,860",
-                "--disable-dev-shm-usage", "about:blank",
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        port_file = folder / "DevToolsActivePort"
-        until(lambda: port_file.exists() and len(port_file.read_text().splitlines()) > 1, PATIENCE)
-        port = port_file.read_text().splitlines()[0]
-        until(lambda: self._tabs(port), PATIENCE)
-        self._held = contextlib.ExitStack()
-        opening = client.connect(self._tabs(port)[0], max_size=1 << 27, proxy=None, ping_interval=None)
-        self._socket = self._held.enter_context(opening)
-        self._ids = itertools.count(1)
 
-    def _tabs(self, port: str) -> list[str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=60) as answer:
-            return [tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page"]
-
-    def call(self, method: str, **parameters: Any) -> Any:
-        number = next(self._ids)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self._socket.recv(timeout=PATIENCE))
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def run(self, script: str) -> Any:
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
-        return result["result"].get("value")
-
-    def shot(self, name: str) -> None:
-        folder = os.environ.get("STREAMCHAR_SHOTS")
-        if folder:
-            data = self.call("Page.captureScreenshot", format="png")["data"]
-            (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(data))
-
-    def press(self, key: str, code: int) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
-
-    def say(self, text: str) -> None:
-        self.run("document.getElementById('text').focus()")
-        self.call("Input.insertText", text=text)
-        self.press("Enter", 13)
-
-    def close(self) -> None:
-        self._held.close()
-        self.process.terminate()
-        self.process.wait(timeout=30)
+def say(page: Tab, text: str) -> None:
+    page.type("text", text)
+    page.key("Enter", 13)
 
 
 LISTEN = """
@@ -112,21 +54,20 @@ def house(tmp_path):
 
 @pytest.fixture
 def page(tmp_path):
-    made = Page(tmp_path / "browser")
-    yield made
-    made.close()
+    with browser(tmp_path / "browser") as tab:
+        yield tab
 
 
 def test_the_page_speaks_follows_appends_and_interrupts(house, page):
     page.call("Page.navigate", url=house.link)
     until(lambda: page.run("document.getElementById('speak') && !document.getElementById('speak').disabled"), PATIENCE)
     until(lambda: page.run("document.getElementById('poster').complete"), PATIENCE)
-    page.shot("1-ready")
+    shoot(page, "1-ready")
     page.run(LISTEN)
-    page.say("Hello there, how are you today?")
+    say(page, "Hello there, how are you today?")
     until(lambda: page.run(f"{TIME} > 1.2"), PATIENCE)
-    page.shot("2-speaking")
-    page.say("And this was typed while it spoke.")
+    shoot(page, "2-speaking")
+    say(page, "And this was typed while it spoke.")
     until(lambda: page.run("streamchar.times.size") >= 13, PATIENCE)
     last = page.run("streamchar.times.get(12).end")
     until(lambda: page.run(f"{TIME} > {last}"), PATIENCE)
@@ -137,14 +78,14 @@ def test_the_page_speaks_follows_appends_and_interrupts(house, page):
     assert page.run("document.getElementById('video').buffered.length") == 1, "no gap"
     assert not page.run("document.getElementById('error').textContent.trim().length > 1")
     # interrupt: the words that were not heard are dropped, and it listens on
-    page.say("one two three four five six seven eight nine ten " * 3)
+    say(page, "one two three four five six seven eight nine ten " * 3)
     until(lambda: page.run("document.querySelectorAll('#words .spoken').length") > 15, PATIENCE)
-    page.press("Escape", 27)
+    page.key("Escape", 27)
     until(lambda: page.run("Boolean(streamchar.interrupted)"), PATIENCE)
     at = page.run(TIME)
     sent = page.run("streamchar.player.end()")
     until(lambda: page.run(f"!streamchar.jumping && {TIME} > {at} + 0.8"), PATIENCE)
-    page.shot("3-interrupted")
+    shoot(page, "3-interrupted")
     assert page.run("document.querySelectorAll('#words .dropped').length") > 5
     assert max(page.run("[...streamchar.times.values()].map(w => w.end)")) <= at + 1.4, "within one chunk"
     assert not page.run("document.getElementById('video').muted")
@@ -159,13 +100,13 @@ def test_the_page_survives_a_restart_and_fits_a_phone_in_the_dark(house, page):
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     page.call("Page.navigate", url=house.link)
     until(lambda: page.run("document.getElementById('speak') && !document.getElementById('speak').disabled"), PATIENCE)
-    page.say("one two three four five six seven eight nine ten eleven twelve")
+    say(page, "one two three four five six seven eight nine ten eleven twelve")
     until(lambda: page.run("document.querySelectorAll('#words .spoken').length") > 3, PATIENCE)
     for live in list(house.worker.floor.lives.values()):
         house.worker.gone(live)  # the connection breaks
     until(lambda: page.run("streamchar.times.size") == 12, PATIENCE)
     until(lambda: page.run("document.querySelectorAll('#words .spoken').length") == 12, PATIENCE)
-    page.shot("4-phone")
+    shoot(page, "4-phone")
     assert page.run("streamchar.player.parts.length") == 2, "it was restored"
     assert page.run("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
     assert page.run("document.getElementById('error').hidden"), "nothing to complain about"

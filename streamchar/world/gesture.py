@@ -2,6 +2,10 @@
 
 Side 0 is the arm on the picture's left, side 1 on its right. Positions are those of the wrist, in
 picture units; an arm at rest waits below the picture. Shape letters: T frames, 2 sides.
+
+Everything about a gesture that can follow from the speech does: which stressed words it falls on begins with the
+first, what swings begins with its stroke, and all characters are right-handed. A side drawn at random cannot be
+foreseen by any model, the mean of both sides is no hand at all, and a sampler of few steps stops there.
 """
 
 from __future__ import annotations
@@ -39,17 +43,27 @@ class Arms:
         return Arms(x=x, y=zero + REST_Y, turn=zero.clone(), spread=zero + 0.5, point=zero.clone())
 
 
-def _raised(times: list[float], talking_T: Tensor, drive: float, draw: random.Random, cover: float) -> Tensor:
-    """When a hand is up: strokes of 1-3 s on stressed words, `cover` of them -> (T,) in [0, 1], eased."""
-    n = talking_T.shape[0]
+RIGHT_HAND = 0
+LIFT = 0.30  # seconds before its word that a stroke begins
+
+
+def _strokes(n_frames: int, times: list[float], drive: float, draw: random.Random, cover: float) -> tuple[Tensor, Tensor]:
+    """Strokes of 1-3 s on stressed words, on `cover` of them (on the first always if most have one) -> two (T,).
+
+    First how far the hand is up, in [0, 1], eased; then the seconds since the present stroke, or the last, began.
+    """
+    n = n_frames
     wanted = torch.zeros(n)
+    since = torch.arange(n) / VIDEO_FPS
     until = -1.0
-    for t in times:
-        if t < until or draw.random() > cover:
+    for i, t in enumerate(times):
+        if t < until or draw.random() > (cover if i else round(cover)):
             continue
         hold = draw.uniform(1.1, 2.6)
         until = t + hold + draw.uniform(0.3, 1.1)
-        wanted[max(0, int((t - 0.30) * VIDEO_FPS)) : max(0, int((t + hold) * VIDEO_FPS))] = 1.0
+        first = max(0, int((t - LIFT) * VIDEO_FPS))
+        wanted[first : max(0, int((t + hold) * VIDEO_FPS))] = 1.0
+        since[first:] = torch.arange(max(n - first, 0)) / VIDEO_FPS
     # a critically damped follower: quick up, no overshoot, O(T)
     out = torch.zeros(n)
     level, speed = 0.0, 0.0
@@ -58,18 +72,20 @@ def _raised(times: list[float], talking_T: Tensor, drive: float, draw: random.Ra
         speed += rate * rate * (goal - level) - 2 * rate * speed
         level += speed
         out[i] = level
-    return out.clamp(0, 1)
+    return out.clamp(0, 1), since
 
 
-def plan_arms(gesture: str, times: list[float], talking_T: Tensor, drive: float, draw: random.Random) -> Arms:
-    """Arms of a clip: `times` are the stressed words in seconds, `drive` the energy."""
-    n = talking_T.shape[0]
-    arms = Arms.down(n)
-    phase = torch.arange(n) / VIDEO_FPS
-    side = draw.choice((0, 1))
-    out = -1.0 if side == 0 else 1.0  # away from the body
-    swing = torch.sin(2 * math.pi * (1.5 + 0.5 * drive) * phase + draw.uniform(0, 6))
-    bob = torch.sin(2 * math.pi * 0.9 * phase + draw.uniform(0, 6))
+COVER = {"still": 0.0, "waving": 0.85, "pointing up": 0.7, "open hands": 0.8, "hand on chest": 0.8}
+
+
+def plan_arms(gesture: str, times: list[float], n_frames: int, drive: float, draw: random.Random) -> Arms:
+    """Arms of a clip of `n_frames`: `times` are the stressed words in seconds, `drive` the energy."""
+    arms = Arms.down(n_frames)
+    cover = COVER.get(gesture, 0.25 if drive > 1.2 else 0.0)  # head gestures: a small beat of the hand at high energy
+    up, since = _strokes(n_frames, times, drive, draw, cover)
+    side, out = RIGHT_HAND, -1.0  # away from the body
+    swing = torch.sin(2 * math.pi * (1.5 + 0.5 * drive) * since)
+    bob = torch.sin(2 * math.pi * 0.9 * since)
     centre = 128.0
 
     def place(s: int, up: Tensor, x: Tensor | float, y: Tensor | float, turn: Tensor | float, spread: float, point: float) -> None:
@@ -80,19 +96,14 @@ def plan_arms(gesture: str, times: list[float], talking_T: Tensor, drive: float,
         arms.point[:, s] = point
 
     if gesture == "waving":
-        up = _raised(times, talking_T, drive, draw, 0.85)
         place(side, up, centre + out * (84 + 5 * swing), 182 - 3 * bob, out * 0.08 + 0.32 * swing * (0.6 + 0.4 * drive), 0.9, 0.0)
     elif gesture == "pointing up":
-        up = _raised(times, talking_T, drive, draw, 0.7)
         place(side, up, centre + out * 80, 186 - 5 * bob * (0.5 + 0.5 * drive), out * 0.05 + 0.06 * bob, 0.2, 1.0)
     elif gesture == "open hands":
-        up = _raised(times, talking_T, drive, draw, 0.8)
         for s, o in ((0, -1.0), (1, 1.0)):
             place(s, up, centre + o * (72 + 9 * bob), 222 - 6 * drive * bob * o, o * (0.55 + 0.12 * bob), 0.85, 0.0)
     elif gesture == "hand on chest":
-        up = _raised(times, talking_T, drive, draw, 0.8)
         place(side, up, centre + out * 42, 236 - 1.5 * bob, -out * (0.95 + 0.04 * bob), 0.25, 0.0)
-    elif gesture != "still":  # head gestures: now and then a small hand beat at high energy
-        up = _raised(times, talking_T, drive, draw, 0.25 if drive > 1.2 else 0.0)
+    elif gesture != "still":
         place(side, up, centre + out * 64, 236 - 6 * bob, out * 0.3, 0.5, 0.0)
     return arms

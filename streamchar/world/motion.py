@@ -211,19 +211,21 @@ def _beats(times: list[float], n_frames: int, width: float = 2.6) -> Tensor:
     return (lowpass(pulses, width) * width * 2.5).clamp(max=1)
 
 
-def _head_turns(gesture: str, talking_T: Tensor, drive: float, draw: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """What a head gesture adds: yaw, pitch and zoom -> three (T,)."""
+def _head_turns(
+    gesture: str, talking_T: Tensor, start: float, drive: float, draw: random.Random
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a head gesture adds: yaw, pitch and zoom -> three (T,). It swings from `start` on, the first stressed word."""
     n = talking_T.shape[0]
-    phase = torch.arange(n) / VIDEO_FPS
+    phase = torch.arange(n) / VIDEO_FPS - start
     zero = torch.zeros(n)
     pace = 0.75 + 0.35 * drive
     bouts = (0.75 + 0.5 * smooth_noise(n, 1.6, draw)).clamp(0.3, 1) * (0.4 + 0.6 * talking_T)
     if gesture == "nodding":
-        return zero, bouts * (0.7 + 0.3 * drive) * torch.sin(2 * math.pi * 1.35 * pace * phase + draw.uniform(0, 6)), zero
+        return zero, bouts * (0.7 + 0.3 * drive) * torch.sin(2 * math.pi * 1.35 * pace * phase), zero
     if gesture == "shaking head":
-        return bouts * (0.75 + 0.3 * drive) * torch.sin(2 * math.pi * 1.05 * pace * phase + draw.uniform(0, 6)), zero, zero
+        return bouts * (0.75 + 0.3 * drive) * torch.sin(2 * math.pi * 1.05 * pace * phase), zero, zero
     if gesture == "leaning":
-        sway = 0.5 + 0.5 * torch.sin(2 * math.pi * 0.22 * pace * phase + draw.uniform(0, 6))
+        sway = 0.5 - 0.5 * torch.cos(2 * math.pi * 0.22 * pace * phase)
         return zero, zero, (0.03 + 0.09 * sway) * (0.7 + 0.3 * drive)
     return zero, zero, zero
 
@@ -246,7 +248,7 @@ def plan(speech: Speech, direction: Direction, seed: int, n_frames: int, *, offs
     beat = _beats(times, n_frames)
     force = drive * mood.drive
     life = 0.35 + 0.65 * talking * force  # in silence a character still breathes and shifts
-    yaw_add, pitch_add, lean = _head_turns(direction.gesture, talking, drive, draw)
+    yaw_add, pitch_add, lean = _head_turns(direction.gesture, talking, times[0] if times else 0.0, drive, draw)
     breath = torch.sin(2 * math.pi * torch.arange(n_frames) / VIDEO_FPS / draw.uniform(3.2, 4.4) + draw.uniform(0, 6))
     sway = smooth_noise(n_frames, 2.6, draw)
     yaw = (0.38 * life * smooth_noise(n_frames, 1.1, draw) + yaw_add).clamp(-1, 1)
@@ -262,14 +264,14 @@ def plan(speech: Speech, direction: Direction, seed: int, n_frames: int, *, offs
         brow_raise=(mood.brow_raise + 0.35 * flash + 0.25 * force * melody + 0.08 * smooth_noise(n_frames, 1.3, draw)).clamp(-1.2, 1.4),
         brow_tilt=(mood.brow_tilt + 0.05 * smooth_noise(n_frames, 1.9, draw)).clamp(-1, 1),
         blush=torch.full((n_frames,), mood.blush),
-        roll=mood.roll * draw.choice((-1, 1)) + 0.055 * life * smooth_noise(n_frames, 1.4, draw) + 0.02 * sway,
+        roll=mood.roll + 0.055 * life * smooth_noise(n_frames, 1.4, draw) + 0.02 * sway,
         yaw=yaw, pitch=pitch,
         head_x=2.4 * life * smooth_noise(n_frames, 1.5, draw) + 2.0 * yaw + 1.5 * sway,
         head_y=-0.7 * breath + 2.4 * pitch + 1.6 * pitch_add + (2.0 if direction.mood == "sad" else 0.0),
         body_x=1.8 * sway * life, body_y=-1.0 * breath - 1.6 * force * talking * beat + (2.5 if direction.mood == "sad" else 0.0),
         body_roll=0.012 * sway * life,
         zoom=1 + lean + 0.006 * force * talking * smooth_noise(n_frames, 2.0, draw),
-        arms=plan_arms(direction.gesture, times, talking, drive, draw),
+        arms=plan_arms(direction.gesture, times, n_frames, drive, draw),
     )  # fmt: skip
 
 
