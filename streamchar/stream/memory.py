@@ -44,7 +44,7 @@ class Memory:
     """What the prefixes stand for."""
     prefix: Prefix
     blank: Prefix | None
-    """The same without the transcript, for guidance."""
+    """The same without transcript and voice, for guidance."""
     anchor: ConditionCache
     """Reference and sink."""
     anchor_blank: ConditionCache | None
@@ -68,8 +68,8 @@ def slide(state: StreamState, transcript: Transcript, look_ahead: int, max_token
     return replace(state, history=history, borders=borders, window_start=start)
 
 
-def _prefix(models: Models, state: StreamState, ids: Tensor) -> Prefix:
-    prefix = models.orchestrator.prefix(state.voice, ids, None)
+def _prefix(models: Models, state: StreamState, ids: Tensor, voice: Tensor | None) -> Prefix:
+    prefix = models.orchestrator.prefix(voice, ids, None)
     for chunk in range(state.history_chunks):
         assert state.history is not None
         prefix = models.orchestrator.extend(prefix, state.history[:, chunk * J : (chunk + 1) * J])
@@ -102,8 +102,8 @@ def recall(models: Models, state: StreamState, transcript: Transcript, memory: M
         blank = None if memory.blank is None else models.orchestrator.extend(memory.blank, latest)
     else:
         tokens = to_device(torch.tensor([ids]), models.device)
-        prefix = _prefix(models, state, tokens)
-        blank = _prefix(models, state, torch.zeros_like(tokens[:, :1])) if guided else None
+        prefix = _prefix(models, state, tokens, state.voice)
+        blank = _prefix(models, state, torch.zeros_like(tokens[:, :1]), None) if guided else None
     held = memory if memory is not None and memory.prompt == state.prompt else None
     anchor = _anchor(models, state, state.prompt, held, None if held is None else held.anchor)
     anchor_blank = None

@@ -86,7 +86,7 @@ class StreamState:
 
     @property
     def guided(self) -> bool:
-        """Whether a step takes a second pass, without transcript and prompt."""
+        """Whether a step takes a second pass, without transcript, voice and prompt."""
         return self.weights != (1.0, 1.0)
 
     @property

@@ -32,11 +32,11 @@ class Context:
     """(P,) the sequence that a chunk is a part of: one noise level and one divisor."""
 
     def blank(self) -> Context:
-        """The same without transcript and prompt: what a session's guidance compares with."""
+        """The same without transcript, voice and prompt: what a session's guidance compares with."""
         b = self.speech
         speech = replace(
             b, text=torch.zeros_like(b.text[:, :1]), text_length=torch.ones_like(b.text_length),
-            cursor=torch.zeros_like(b.cursor),
+            reference_length=torch.zeros_like(b.reference_length), cursor=torch.zeros_like(b.cursor),
         )
         text = self.empty.expand_as(self.conditions.text)
         return replace(self, speech=speech, conditions=replace(self.conditions, text=text))

@@ -42,7 +42,7 @@ class SpeechTerms:
     shift: float = 5.0
     drop_reference: float = 0.15
     drop_text: float = 0.08
-    """For guidance on the transcript."""
+    """For guidance on transcript and voice: they are dropped together."""
     history_noise: float = 0.25
     """Largest noise level mixed into history latents, so that the model survives its own output."""
     cursor_noise: float = 0.6
@@ -69,8 +69,8 @@ def corrupt(windows: Windows, terms: SpeechTerms, draw: torch.Generator) -> tupl
     noise = torch.randn(windows.audio.shape, generator=draw)
     level = torch.rand((b, n), generator=draw) * terms.history_noise * (torch.rand((b, 1), generator=draw) < 0.7)
     history = interpolate(windows.audio, torch.randn(windows.audio.shape, generator=draw), level)
-    no_reference = torch.rand(b, generator=draw) < terms.drop_reference
     no_text = torch.rand(b, generator=draw) < terms.drop_text
+    no_reference = (torch.rand(b, generator=draw) < terms.drop_reference) | no_text
     cursor = windows.cursor[:, :-1] + terms.cursor_noise * torch.randn((b, n), generator=draw)
     cursor = torch.minimum(cursor.clamp(min=0), windows.text_length[:, None].float())
     cursor[:, 0] = torch.where(windows.cursor[:, 0] == 0, torch.zeros(b), cursor[:, 0])
