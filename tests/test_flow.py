@@ -209,3 +209,13 @@ def test_fresh_noise_has_the_samplers_temperature() -> None:
     for temperature in (1.0, 0.5):
         RenoiseSampler(schedule=schedule, temperature=temperature)(nothing, noise, torch.Generator().manual_seed(0))
         assert float(seen[-1].std()) == pytest.approx(temperature * float(schedule.sigmas()[1]), rel=0.05)
+    seen.clear()
+
+    def both(x, sigma, last):
+        seen.append(x)
+        return tuple(part / sigma for part in x)
+
+    sampler = RenoiseSampler(schedule=schedule, temperature=(0.25, 0.5))
+    sampler(both, (noise[0], noise[0]), torch.Generator().manual_seed(0))
+    deviations = [float(part.std() / schedule.sigmas()[1]) for part in seen[-1]]
+    assert deviations == pytest.approx([0.25, 0.5], rel=0.05)

@@ -170,8 +170,8 @@ def test_the_export_streams_with_its_own_sampler(student):
     kept = (models.sampler, models.steps, models.guidance, models.temperature, models.shift)
     assert kept == ("renoise", 4, 1.0, 1.0, 5.0) and models.sink and models.history and models.name == "tiny-student"
     state = pipe.start("hello there", character=torch.zeros(3, 64, 64))
-    session = pipe.session(replace(state, temperature=0.7))
-    assert session.sampler == RenoiseSampler(schedule=Steps(steps=4, shift=5.0), temperature=0.7)
+    session = pipe.session(replace(state, temperature=0.7, picture_temperature=0.3))
+    assert session.sampler == RenoiseSampler(schedule=Steps(steps=4, shift=5.0), temperature=(0.3, 0.7))
     assert next(iter(session)).frames.shape == (33, 64, 64, 3)
 
 

@@ -48,12 +48,13 @@ class RenoiseSampler:
     """Predict the data, add fresh noise, repeat: the distilled few-step student's sampler."""
 
     schedule: Schedule
-    temperature: float = 1.0
-    """Deviation of the fresh noise; that of the first noise is the caller's."""
+    temperature: float | tuple[float, ...] = 1.0
+    """Deviation of the fresh noise, for all modalities or one a modality; that of the first noise is the caller's."""
 
     def __call__(self, field: VelocityField, noise: Latents, generator: torch.Generator) -> Latents:
         sigmas = self.schedule.sigmas().tolist()
         x = noise
+        deviations = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,) * len(noise)
         for step, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             v = field(x, now, step == self.schedule.steps - 1)
             clean = tuple(
@@ -62,7 +63,7 @@ class RenoiseSampler:
             )
             if step == self.schedule.steps - 1:
                 return clean
-            fresh = tuple(self.temperature * _noise_like(c, generator) for c in clean)
+            fresh = tuple(d * _noise_like(c, generator) for d, c in zip(deviations, clean, strict=True))
             x = tuple(
                 interpolate(c, e, torch.full(c.shape[:1], after, device=c.device))
                 for c, e in zip(clean, fresh, strict=True)

@@ -70,7 +70,7 @@ def sampler_of(models: Models, state: StreamState) -> Sampler:
     """The sampler that a model was made for, with the stream's own steps and temperature."""
     schedule = Schedule(steps=state.steps, shift=models.shift)
     if models.sampler == "renoise":
-        return RenoiseSampler(schedule=schedule, temperature=state.temperature)
+        return RenoiseSampler(schedule=schedule, temperature=state.temperatures)
     return EulerSampler(schedule=schedule)
 
 
