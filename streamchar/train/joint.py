@@ -7,6 +7,7 @@ ever built. Between two steps on clips stands one on speech alone, where there i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class VideoTerms:
     """Rates and weights of the picture side."""
 
     weight: float = 1.0
-    first_chunk: float = 0.25
+    first_chunk: float = 0.4
     """Share of steps on streams' first chunks, which have neither motion nor sink."""
     drop_sink: float = 0.1
     drop_motion: float = 0.1
@@ -59,6 +60,8 @@ class VideoTerms:
     drop_prompt: float = 0.1
     condition_noise: float = 0.15
     """Largest noise level mixed into motion and sink."""
+    begin: float = 0.25
+    """As `SpeechTerms.begin`: there a step decides what is done, and has only the prompt to go by."""
     focus: float = 5.0
     """Extra weight of the loss where mouths are drawn: few latents, and the ones that must follow the speech."""
     freeze_speech: bool = False
@@ -120,7 +123,7 @@ class JointObjective:
         torch.manual_seed(seed)
         self.device = torch.device(device)
         self.config, self.terms, self.seed, self.batch, self.chunks = config, terms, seed, batch, 2
-        self.speech_terms = SpeechTerms()
+        self.speech_terms = SpeechTerms(begin=terms.begin)
         if speech is None:
             self.speech, self.model = None, SpeechModel(config)
             compile_speech(self.model)
@@ -245,15 +248,31 @@ class JointObjective:
             step,
         )
 
+    def _cases(
+        self, batch: SpeechBatch, scene: Scene, kind: str, sigma: float
+    ) -> Iterator[tuple[str, SpeechBatch, Scene]]:
+        """The batch as it is, and with one condition of each window given to the next."""
+        c = scene.conditions
+        yield "", batch, scene
+        parts = {"start_": ("text",), "": ("text", "ref", "sink", "motion") if sigma == 0.9 else ()}[kind]
+        if parts and not kind:
+            yield "_wrong_text", wrong_text(batch), scene
+        for part in parts:
+            value = getattr(c, part)
+            moved = replace(scene, conditions=replace(c, **{part: value.roll(batch.chunks, 0)}))
+            yield f"_wrong_{'prompt' if part == 'text' else part}", batch, moved
+
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Both losses by sigma, and what each condition is worth: the loss with it shuffled."""
+        """Both losses by sigma, and what each condition is worth: the loss with it shuffled. Streams' first chunks
+        apart, at sigma 1: what the prompt asks for begins there."""
         quiet = VideoTerms(drop_sink=0, drop_motion=0, drop_reference=0, drop_prompt=0, condition_noise=0)
         calm = SpeechTerms(drop_reference=0, drop_text=0, history_noise=0, cursor_noise=0)
-        windows = self.held_out.batch(10**8, 12, 2, first="later")
-        assert windows.video is not None
+        later = self.held_out.batch(10**8, 12, 2, first="later")
+        start = self.held_out.batch(10**8, 24, 1, first="start")
         figures: dict[str, float] = {}
-        for sigma in (0.5, 0.9, 1.0):
+        for windows, kind, sigma in ((later, "", 0.5), (later, "", 0.9), (later, "", 1.0), (start, "start_", 1.0)):
+            assert windows.video is not None
             draw = generator(7, round(sigma * 100))
             batch, _ = corrupt(windows, calm, draw)
             noise = torch.randn(windows.audio.shape, generator=draw)
@@ -262,24 +281,15 @@ class JointObjective:
             scene = self.scene(windows, batch, draw, quiet).to(self.device)
             target_a = velocity(windows.audio, noise).flatten(0, 1).to(self.device)
             batch = batch.to(self.device)
-            c = scene.conditions
-            cases: dict[str, tuple[SpeechBatch, Scene]] = {"": (batch, scene)}
-            if sigma == 0.9:
-                roll = self.chunks
-                cases["_wrong_text"] = (wrong_text(batch), scene)
-                for part in ("text", "ref", "sink", "motion"):
-                    value = getattr(c, part)
-                    cases[f"_wrong_{'prompt' if part == 'text' else part}"] = (
-                        batch, replace(scene, conditions=replace(c, **{part: value.roll(roll, 0)})),
-                    )
-            for name, (speech, picture) in cases.items():
+            for name, speech, picture in self._cases(batch, scene, kind, sigma):
                 plan, v_v, v_a = self.flow(speech, picture)
                 error = (v_v - scene.target).square()
-                figures[f"video_{sigma}{name}"] = float(error.mean())
-                figures[f"mouth_{sigma}{name}"] = float(error[..., self.focus > 0.5 * self.focus.max()].mean())
-                figures[f"audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
+                figures[f"{kind}video_{sigma}{name}"] = float(error.mean())
+                figures[f"{kind}mouth_{sigma}{name}"] = float(error[..., self.focus > 0.5 * self.focus.max()].mean())
+                figures[f"{kind}audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
                 if not name:
-                    figures[f"within_1_{sigma}"] = pointer_terms(plan, windows.to(self.device), batch)[2]["within_1"]
+                    within = pointer_terms(plan, windows.to(self.device), batch)[2]["within_1"]
+                    figures[f"{kind}within_1_{sigma}"] = within
         self.show(step)
         return figures
 

@@ -33,6 +33,7 @@ SPEAKING_STEPS = 16
 """Of the samples that are shown, in stages 1 and 2."""
 SHOWN_EVERY = 4
 """Saves from one showing to the next: about a quarter of an hour."""
+BEGINNING = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class SpeechTerms:
     """Rates and weights of the speech side, shared by stages 1 and 2."""
 
     shift: float = 5.0
+    begin: float = 0.0
+    """Share of chunks at noise levels between `BEGINNING` and 1, where sampling begins; the logit-normal has 1 %
+    above 0.98."""
     drop_reference: float = 0.15
     drop_text: float = 0.08
     """For guidance on transcript and voice: they are dropped together."""
@@ -66,6 +70,9 @@ def corrupt(windows: Windows, terms: SpeechTerms, draw: torch.Generator) -> tupl
     Dropped text becomes one pause: `text_length` 1, cursor 0."""
     b, n = windows.audio.shape[:2]
     sigma = sample_sigma((b, n), terms.shift, draw)
+    if terms.begin:
+        high = 1 - (1 - BEGINNING) * torch.rand((b, n), generator=draw)
+        sigma = torch.where(torch.rand((b, n), generator=draw) < terms.begin, high, sigma)
     noise = torch.randn(windows.audio.shape, generator=draw)
     level = torch.rand((b, n), generator=draw) * terms.history_noise * (torch.rand((b, 1), generator=draw) < 0.7)
     history = interpolate(windows.audio, torch.randn(windows.audio.shape, generator=draw), level)

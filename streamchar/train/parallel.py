@@ -1,6 +1,6 @@
 """Several processes train one model; everything here is applied from outside it.
 
-Started by `torchrun --nproc-per-node N -m streamchar train ...`; without it there is one process and nothing here
+Started by `torchrun --nproc-per-node N -m -- streamchar train ...`; without it there is one process and nothing here
 costs anything. A step of a run is made of `parts` batches, numbered step x parts + part, whoever computes them:
 process r of n takes the parts r, r + n, ... one after another and adds their gradients up (accumulation). So what a
 step sees is a function of its number and of `parts` alone, and a run goes on with any number of processes that
@@ -252,7 +252,7 @@ def shard(model: nn.Module, team: Team, scale: Scale, *, uneven: bool) -> Shards
     if team.size == 1 and not dist.is_initialized():
         raise ConfigError(
             "training: --shard spreads a model over processes, got one process without torchrun; start it with "
-            "torchrun --nproc-per-node N -m streamchar train ..."
+            "torchrun --nproc-per-node N -m -- streamchar train ..."
         )
     device = next(model.parameters()).device
     # a velocity is a view of the head's output; nothing here works on it in place
