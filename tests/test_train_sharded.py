@@ -118,6 +118,10 @@ def reached(out: Path):
     return losses, read_parts(out / "checkpoint")
 
 
+ROUNDING = "pointer.key.bias"
+"""It moves all of a query's logits alike, so its gradient is nothing but rounding, which Adam divides by its own size."""
+
+
 def same(one: Path, other: Path):
     (losses_a, a), (losses_b, b) = reached(one), reached(other)
     for key in losses_b:
@@ -125,6 +129,8 @@ def same(one: Path, other: Path):
     for part in ("model", "average", "optimizer"):
         assert a[part].keys() == b[part].keys() and a[part]
         for name, value in a[part].items():
+            if ROUNDING in name:
+                continue
             torch.testing.assert_close(b[part][name], value, rtol=2e-2, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
