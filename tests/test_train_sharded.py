@@ -119,7 +119,7 @@ def reached(out: Path):
 
 
 ROUNDING = "pointer.key.bias"
-"""It moves all of a query's logits alike, so its gradient is nothing but rounding, which Adam divides by its own size."""
+"""It moves all of a query's logits alike: its gradient is nothing but rounding, which Adam divides by its own size."""
 
 
 def same(one: Path, other: Path):
