@@ -248,19 +248,20 @@ class JointObjective:
             step,
         )
 
+    @staticmethod
     def _cases(
-        self, batch: SpeechBatch, scene: Scene, kind: str, sigma: float
+        batch: SpeechBatch, scene: Scene, shuffled: tuple[str, ...]
     ) -> Iterator[tuple[str, SpeechBatch, Scene]]:
-        """The batch as it is, and with one condition of each window given to the next."""
+        """The batch as it is, then with each of `shuffled`, a condition, given to the next window."""
         c = scene.conditions
         yield "", batch, scene
-        parts = {"start_": ("text",), "": ("text", "ref", "sink", "motion") if sigma == 0.9 else ()}[kind]
-        if parts and not kind:
-            yield "_wrong_text", wrong_text(batch), scene
-        for part in parts:
-            value = getattr(c, part)
-            moved = replace(scene, conditions=replace(c, **{part: value.roll(batch.chunks, 0)}))
-            yield f"_wrong_{'prompt' if part == 'text' else part}", batch, moved
+        for name in shuffled:
+            if name == "text":
+                yield "_wrong_text", wrong_text(batch), scene
+                continue
+            part = "text" if name == "prompt" else name  # the DiT's only text is the prompt
+            moved = {part: getattr(c, part).roll(batch.chunks, 0)}
+            yield f"_wrong_{name}", batch, replace(scene, conditions=replace(c, **moved))
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -271,7 +272,10 @@ class JointObjective:
         later = self.held_out.batch(10**8, 12, 2, first="later")
         start = self.held_out.batch(10**8, 24, 1, first="start")
         figures: dict[str, float] = {}
-        for windows, kind, sigma in ((later, "", 0.5), (later, "", 0.9), (later, "", 1.0), (start, "start_", 1.0)):
+        every = ("text", "prompt", "ref", "sink", "motion")
+        for windows, kind, sigma, shuffled in (
+            (later, "", 0.5, ()), (later, "", 0.9, every), (later, "", 1.0, ()), (start, "start_", 1.0, ("prompt",)),
+        ):  # fmt: skip
             assert windows.video is not None
             draw = generator(7, round(sigma * 100))
             batch, _ = corrupt(windows, calm, draw)
@@ -281,7 +285,7 @@ class JointObjective:
             scene = self.scene(windows, batch, draw, quiet).to(self.device)
             target_a = velocity(windows.audio, noise).flatten(0, 1).to(self.device)
             batch = batch.to(self.device)
-            for name, speech, picture in self._cases(batch, scene, kind, sigma):
+            for name, speech, picture in self._cases(batch, scene, shuffled):
                 plan, v_v, v_a = self.flow(speech, picture)
                 error = (v_v - scene.target).square()
                 figures[f"{kind}video_{sigma}{name}"] = float(error.mean())

@@ -3,8 +3,8 @@
 Side 0 is the arm on the picture's left, side 1 on its right. Positions are those of the wrist, in
 picture units; an arm at rest waits below the picture. Shape letters: T frames, 2 sides.
 
-Everything about a gesture that can follow from the speech does: which stressed words it falls on begins with the
-first, what swings begins with its stroke, and all characters are right-handed. A side drawn at random cannot be
+Everything about a gesture that can follow from the speech does: the first stressed word has a stroke, what swings
+begins with its stroke, and all characters are right-handed. A side drawn at random cannot be
 foreseen by any model, the mean of both sides is no hand at all, and a sampler of few steps stops there.
 """
 
