@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="else as trained; 16 for a base model")
     parser.add_argument("--guidance", type=float, help="else as trained; 1 for a base model")
     parser.add_argument("--picture-guidance", type=float, help="of the picture alone; else as --guidance")
+    parser.add_argument(
+        "--picture-guidance-above", type=float, help="noise level down to which the picture is guided; else 0"
+    )
     parser.add_argument("--temperature", type=float, help="deviation of the starting noise; else as trained, or 1")
     parser.add_argument("--picture-temperature", type=float, help="of the picture alone; else as --temperature")
     parser.add_argument("--full", action="store_true", help="float32 weights instead of int8")
@@ -41,7 +44,7 @@ def main() -> None:
         audio_codec=given.audio_codec or given.codecs / "audio_codec",
         prompt_encoder=given.prompt_encoder or given.codecs / "prompt_encoder",
     )
-    names = ("steps", "guidance", "picture_guidance", "temperature", "picture_temperature")
+    names = ("steps", "guidance", "picture_guidance", "picture_guidance_above", "temperature", "picture_temperature")
     asked = {name: getattr(given, name) for name in names}
     sampling = dataclasses.replace(
         sampling_of(given.speech), **{name: value for name, value in asked.items() if value is not None}

@@ -42,7 +42,8 @@ class FakePipeline:
     def __init__(self) -> None:
         self.config = SimpleNamespace(height=SIZE, width=SIZE)
         self.models = SimpleNamespace(
-            name="fake", steps=4, guidance=1.0, picture_guidance=None, temperature=1.0, picture_temperature=None
+            name="fake", steps=4, guidance=1.0, picture_guidance=None, picture_guidance_above=0.0, temperature=1.0,
+            picture_temperature=None,
         )
 
     @classmethod

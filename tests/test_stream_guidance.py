@@ -58,6 +58,15 @@ def test_the_picture_starts_from_noise_of_its_own_deviation(pipe):
     assert torch.equal(chunk(pipe, picture_temperature=pipe.models.temperature).video, same.video)
 
 
+def test_the_picture_is_guided_down_to_a_noise_level(pipe):
+    """Above all levels: as without guidance of the picture. Between the two steps' levels: neither."""
+    weights = {"guidance": 2.0, "picture_guidance": 3.0}
+    plain = chunk(pipe, guidance=2.0, picture_guidance=1.0)
+    never, first, always = (chunk(pipe, **weights, picture_guidance_above=level) for level in (1.0, 0.9, 0.0))
+    assert torch.equal(never.video, plain.video)
+    assert not torch.allclose(first.video, plain.video) and not torch.allclose(first.video, always.video)
+
+
 def test_it_is_saved_with_the_stream(pipe, tmp_path):
     state = replace(pipe.start("Hello.", seed=1), picture_guidance=1.5)
     state.save(tmp_path / "state")

@@ -33,8 +33,11 @@ def pieces():
 
 @pytest.fixture
 def run(folders, teacher, tmp_path):
-    """A run of stage I after no step, with weights that tell student, fake score and averages apart."""
-    objective = distill(folders, teacher, sink=False, temperature=0.7)
+    """A run of stage I after no step, with weights that tell student, fake score and averages apart.
+
+    Its teacher is guided, as the student is not."""
+    teachers = {"guidance": 2.0, "picture_guidance": 3.0, "picture_guidance_above": 0.8}
+    objective = distill(folders, teacher, sink=False, temperature=0.7, **teachers)
     torch.manual_seed(1)
     with torch.no_grad():
         for p in objective.model.parameters():

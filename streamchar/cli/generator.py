@@ -56,6 +56,7 @@ class ModelGenerator:
         return {
             "name": models.name, "source": self.source, "sha256": self.weights, "steps": self.steps,
             "guidance": models.guidance, "picture_guidance": models.picture_guidance,
+            "picture_guidance_above": models.picture_guidance_above,
             "temperature": models.temperature, "picture_temperature": models.picture_temperature,
             "parameters": parameters,
         }  # fmt: skip

@@ -71,7 +71,7 @@ def generate_chunk(
             return v
         empty = models.orchestrator.plan(memory.blank, x[1], level, torch.zeros_like(cursor))
         u = _both(models.dit.denoise(x[0], x[1], empty.c_a, level, layout, blank))
-        return tuple(b + weight * (a - b) for a, b, weight in zip(v, u, state.weights, strict=True))
+        return tuple(b + weight * (a - b) for a, b, weight in zip(v, u, state.weights_at(sigma), strict=True))
 
     draw = chunk_generator(state)
     noise = tuple(

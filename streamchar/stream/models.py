@@ -28,7 +28,8 @@ from streamchar.types import AudioCodec, PromptEncoder, VideoCodec
 INDEX = "model_index.json"
 SAMPLERS = ("euler", "renoise")
 SAMPLING = (
-    "steps", "guidance", "picture_guidance", "temperature", "picture_temperature", "sampler", "shift", "sink", "history"
+    "steps", "guidance", "picture_guidance", "picture_guidance_above", "temperature", "picture_temperature",
+    "sampler", "shift", "sink", "history",
 )
 """Fields of `Models` that a model folder's index keeps."""
 COMPONENTS = ("orchestrator", "dit", "video_codec", "audio_codec", "prompt_encoder")
@@ -51,6 +52,8 @@ class Models:
     guidance: float = 1.0
     picture_guidance: float | None = None
     """None: as `guidance`."""
+    picture_guidance_above: float = 0.0
+    """Noise level down to which the picture is guided."""
     temperature: float = 1.0
     """Deviation of the noise that sampling starts from."""
     picture_temperature: float | None = None
@@ -102,7 +105,7 @@ def sampling(index: dict[str, Any], folder: Path) -> dict[str, Any]:
     if sampler not in SAMPLERS:
         raise CheckpointError(f"{folder / INDEX} names the sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
     defaults = {
-        "steps": 16, "guidance": 1.0, "picture_guidance": None, "temperature": 1.0,
+        "steps": 16, "guidance": 1.0, "picture_guidance": None, "picture_guidance_above": 0.0, "temperature": 1.0,
         "picture_temperature": None, "shift": 5.0, "sink": True, "history": True,
     }
     return {"sampler": sampler, **{name: index.get(name, value) for name, value in defaults.items()}}

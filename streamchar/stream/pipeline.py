@@ -109,6 +109,7 @@ class StreamCharPipeline:
             model=self.models.name, text=text, prompt=prompt, seed=seed, steps=steps,
             guidance=self.models.guidance if guidance is None else guidance,
             picture_guidance=1.0 if guidance == 1.0 else self.models.picture_guidance,  # 1 asks for a single pass
+            picture_guidance_above=self.models.picture_guidance_above,
             temperature=self.models.temperature, picture_temperature=self.models.picture_temperature,
             still=still.clone(),
             voice=None if latents is None else latents.clone(),

@@ -42,6 +42,8 @@ class StreamState:
     """Weight of the transcript and the prompt against their absence; 1 leaves the second pass out."""
     picture_guidance: float | None = None
     """The same for the picture; None: as `guidance`."""
+    picture_guidance_above: float = 0.0
+    """Noise level (sigma) down to which the picture is guided: below it only the speech is (a guidance interval)."""
     temperature: float = 1.0
     """Deviation of the noise that sampling starts from: below 1 gives up variety for clearer speech."""
     picture_temperature: float | None = None
@@ -78,6 +80,11 @@ class StreamState:
     def weights(self) -> tuple[float, float]:
         """Guidance of picture and speech."""
         return guidance_weights(self.guidance, self.picture_guidance)
+
+    def weights_at(self, sigma: float) -> tuple[float, float]:
+        """The same at a noise level."""
+        picture, speech = self.weights
+        return picture if sigma > self.picture_guidance_above else 1.0, speech
 
     @property
     def temperatures(self) -> tuple[float, float]:

@@ -36,6 +36,9 @@ class Parts:
     prompt_encoder: Path
 
 
+GUIDANCE = ("guidance", "picture_guidance", "picture_guidance_above")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a model is played: what `model_index.json` holds beside the components."""
@@ -43,6 +46,7 @@ class Sampling:
     steps: int = 16
     guidance: float = 1.0
     picture_guidance: float | None = None
+    picture_guidance_above: float = 0.0
     temperature: float = 1.0
     picture_temperature: float | None = None
     sampler: str = "euler"
@@ -66,7 +70,8 @@ def sampling_of(folder: Path) -> Sampling:
         if path.name != INDEX:
             if found.get("objective") not in STUDENTS:
                 continue
-            found |= {"sampler": "renoise", "guidance": 1.0}  # the facts' guidance is the teacher's
+            own = Sampling(sampler="renoise")  # the guidance of the facts is the teacher's
+            found |= {name: getattr(own, name) for name in ("sampler", *GUIDANCE)}
         return Sampling(**{name: found[name] for name in fields if name in found})
     return Sampling()
 

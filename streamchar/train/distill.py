@@ -36,7 +36,7 @@ from streamchar.stream import models as stream_models
 from streamchar.stream.models import Models
 from streamchar.stream.state import guidance_weights
 from streamchar.train.context import Context
-from streamchar.train.dmd import dmd_gradient, dmd_loss, guided, score_sigma
+from streamchar.train.dmd import dmd_gradient, dmd_loss, guided, per_sample, score_sigma
 from streamchar.train.joint import chunk_conditions, mouth_focus
 from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.orchestrator import SpeechTerms, corrupt, pointer_terms
@@ -63,6 +63,8 @@ class DistillTerms:
     """The teacher's, as its sessions use it: on transcript and prompt."""
     picture_guidance: float | None = None
     """The teacher's for the picture; None: as `guidance`."""
+    picture_guidance_above: float = 0.0
+    """The noise level down to which the teacher guides the picture."""
     steps: int = 4
     """Of the student: [1, .75, .5, .25] warped by `shift`."""
     shift: float = 5.0
@@ -246,7 +248,8 @@ class DistillObjective:
             return v, c_a
         blank = context.blank()
         u = blank.velocities(self.teacher.dit, blank.plan(self.teacher.orchestrator, x[1], sigma), x, sigma)
-        return tuple(guided(a, b, weight) for a, b, weight in zip(v, u, weights, strict=True)), c_a
+        picture = torch.where(sigma > self.terms.picture_guidance_above, weights[0], 1.0)
+        return (guided(v[0], u[0], per_sample(picture, v[0])), guided(v[1], u[1], weights[1])), c_a
 
     def fake(self, context: Context, x: Latents, sigma: Tensor, c_a: Tensor | None) -> Latents:
         """The fake score's velocities. `c_a`: the teacher's plan, if it is there already."""

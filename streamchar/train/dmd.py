@@ -34,8 +34,8 @@ def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return sigma / (shift - (shift - 1) * sigma)
 
 
-def guided(conditional: Tensor, blank: Tensor, weight: float) -> Tensor:
-    """Classifier-free guidance: away from what holds without the condition."""
+def guided(conditional: Tensor, blank: Tensor, weight: float | Tensor) -> Tensor:
+    """Classifier-free guidance: away from what holds without the condition. `weight`: one, or broadcast."""
     return blank + weight * (conditional - blank)
 
 

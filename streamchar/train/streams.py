@@ -62,7 +62,8 @@ def begin(models: Models, clip: ClipRecord, *, seed: int, first: int = 0) -> Str
     video, audio = clip.video, clip.audio[(first - lasting) * J : first * J]
     state = StreamState(
         model=models.name, text=clip.text, prompt=clip.prompt, seed=seed, steps=models.steps,
-        guidance=models.guidance, picture_guidance=models.picture_guidance, temperature=models.temperature,
+        guidance=models.guidance, picture_guidance=models.picture_guidance,
+        picture_guidance_above=models.picture_guidance_above, temperature=models.temperature,
         picture_temperature=models.picture_temperature,
         still=clip.still[None].float().to(device),
         voice=reference[None].float().to(device) if len(reference) else None, chunk=first,

@@ -38,5 +38,8 @@ def fingerprint(folder: Path) -> str:
 def teacher_guidance(models: Models, guidance: float | None) -> dict[str, Any]:
     """Terms of a distillation: the teacher's own guidance of speech and picture, or `guidance` for both."""
     if guidance is not None:
-        return {"guidance": guidance, "picture_guidance": None}
-    return {"guidance": models.guidance, "picture_guidance": models.picture_guidance}
+        return {"guidance": guidance, "picture_guidance": None, "picture_guidance_above": 0.0}
+    return {
+        "guidance": models.guidance, "picture_guidance": models.picture_guidance,
+        "picture_guidance_above": models.picture_guidance_above,
+    }
