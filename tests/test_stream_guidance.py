@@ -36,7 +36,7 @@ def test_none_means_as_the_speech(pipe):
 def test_each_has_its_own(pipe):
     """In one step the other modality is not touched: velocities are guided one by one."""
     plain, guided = (
-        replace(pipe.start("Hello there.", seed=1, steps=1), guidance=2.0, picture_guidance=w) for w in (1.0, 3.0)
+        replace(pipe.start("Hello there.", seed=1, steps=1), guidance=2.0, picture_guidance=w) for w in (2.0, 3.0)
     )
     with torch.inference_mode():
         a, b = (
@@ -44,6 +44,18 @@ def test_each_has_its_own(pipe):
             for s in (plain, guided)
         )
     assert torch.equal(a.audio, b.audio) and not torch.allclose(a.video, b.video)
+
+
+def test_speech_alone_needs_no_main_blocks(pipe, monkeypatch):
+    """Where the picture is not guided, the second pass is of the speech: four forwards with it, three, two without."""
+    forwards, dit = [], type(pipe.models.dit)
+    plain = dit.denoise
+    monkeypatch.setattr(dit, "denoise", lambda *given: forwards.append(1) or plain(*given))
+    for level, expected in ((0.0, 4), (0.9, 3), (1.0, 2)):
+        forwards.clear()
+        chunk(pipe, guidance=2.0, picture_guidance=3.0, picture_guidance_above=level)
+        assert len(forwards) == expected
+    assert not torch.allclose(chunk(pipe, guidance=2.0, picture_guidance=1.0).audio, chunk(pipe, guidance=1.0).audio)
 
 
 def test_one_pass_if_nothing_is_guided(pipe):

@@ -46,7 +46,7 @@ def _setting(result: dict[str, Any]) -> str:
     speed = trial["speed"]
     means = "none" if speed is None else ", ".join(k if v is True else f"{k}={v}" for k, v in speed.items() if v)
     packages = ", ".join(f"{name} {version}" for name, version in where.pop("packages").items())
-    guided = "" if trial["guidance"] == 1.0 else f" with guidance {trial['guidance']} (two passes a step)"
+    guided = "" if trial["guidance"] == 1.0 else f" with guidance {trial['guidance']} (a second pass of what is guided)"
     beside = "" if result["rtf"]["overlapped"] is None else f"; then {trial['overlapped']} as played"
     gpu = where.pop("gpu_state", {})
     lines = [

@@ -21,7 +21,7 @@ STAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "conditions": (("dit", "encode_conditions"),),
     "history": (("orchestrator", "prefix"), ("orchestrator", "extend")),
     "plan": (("orchestrator", "plan"),),
-    "denoise": (("dit", "denoise"),),
+    "denoise": (("dit", "denoise"), ("dit", "denoise_audio")),
     "prompt": (("prompt_encoder", "encode"),),
     "decode_video": (("video_codec", "decode"),),
     "decode_audio": (("audio_codec", "decode"),),

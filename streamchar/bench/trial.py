@@ -18,9 +18,11 @@ from streamchar.config.model import ModelConfig
 from streamchar.config.presets import preset
 from streamchar.dit.layout import Layout
 from streamchar.errors import InputError
+from streamchar.flow.schedule import Schedule
 from streamchar.stream import models as components
 from streamchar.stream.models import Models
 from streamchar.stream.speed import Speed, speed_up
+from streamchar.stream.state import StreamState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEADY_FROM = 2
@@ -171,7 +173,8 @@ def run(trial: Trial) -> dict[str, Any]:
         beside = play(Measured(models, state, limit=trial.overlapped, paced=paced, alone=False))
     peak = machine.peak_mib(device)
     stages = spreads(watch, alone)
-    work = chunk_flops(models, alone, steps, guided=state.guided)
+    forwards = passes(models, state)
+    work = chunk_flops(models, alone, steps, forwards)
     result = {
         "trial": {
             **asdict(trial), "steps": steps, "chunk_s": float(clock.CHUNK_SECONDS), "name": models.name,
@@ -189,9 +192,8 @@ def run(trial: Trial) -> dict[str, Any]:
     if trial.caches:
         result["caches"] = saving.measure(models, steps=steps, repeats=min(trial.chunks, 10), now=now)
     if trial.against:
-        passes = steps * (2 if state.guided else 1)  # guidance doubles the work of both
         found = rival.race(
-            models.config, device=device, dtype=dtype, passes=passes, repeats=min(trial.chunks, 10),
+            models.config, device=device, dtype=dtype, passes=forwards.whole, repeats=min(trial.chunks, 10),
             compiled=bool(trial.speed and trial.speed.compile), now=now,
         )  # fmt: skip
         ours = stages["conditions"].median + stages["denoise"].median if "denoise" in stages else None
@@ -230,22 +232,44 @@ def steadiness(played: Played) -> dict[str, Any]:
     }
 
 
-def chunk_flops(models: Models, played: Played, steps: int, *, guided: bool) -> dict[str, int | None]:
-    """Operations of each stage in a mean chunk of the stream; guidance does it all again without text."""
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Forwards of the DiT in a chunk."""
+
+    whole: int
+    """Through the main blocks."""
+    speech: int
+    """Of the speech alone: where the picture is not guided, the pass without text has no main blocks."""
+    blank: bool
+    """Whether the conditions are encoded without text too."""
+
+
+def passes(models: Models, state: StreamState) -> Passes:
+    """What guidance adds to a forward a step."""
+    levels = Schedule(steps=state.steps, shift=models.shift).sigmas().tolist()[:-1]
+    again = sum(state.weights_at(level)[0] != 1.0 for level in levels)
+    return Passes(
+        whole=len(levels) + again, speech=len(levels) - again if state.guided else 0, blank=state.weights[0] != 1.0
+    )
+
+
+def chunk_flops(models: Models, played: Played, steps: int, forwards: Passes) -> dict[str, int | None]:
+    """Operations of each stage in a mean chunk of the stream."""
     config, text = models.config, models.config.prompt.max_tokens
     nine = clock.VIDEO_LATENTS_PER_CHUNK
     layout = Layout(grid=config.grid, ref=1, sink=nine if models.sink else 0, motion=nine)
     seen = [value for chunk, value in played.prefixes.items() if chunk >= STEADY_FROM]
     lm = config.orchestrator
+    guided = forwards.whole + forwards.speech > steps
     if guided:  # a window of one token
         seen += [(prefix - tokens + 1, 1) for prefix, tokens in seen]
-    passes = 2 if guided else 1
-    chunks = len(seen) // passes
+    chunks = len(seen) // (2 if guided else 1)
     return {
-        "conditions": passes * flops.dit_motion(config.dit, layout, text),
+        "conditions": (2 if forwards.blank else 1) * flops.dit_motion(config.dit, layout, text),
         "history": sum(flops.lm_extend(lm, max(0, prefix - flops.J)) for prefix, _ in seen) // chunks,
         "plan": steps * sum(flops.lm_plan(lm, prefix, tokens) for prefix, tokens in seen) // chunks,
-        "denoise": steps * passes * flops.dit_denoise(config.dit, layout, text),
+        "denoise": forwards.whole * flops.dit_denoise(config.dit, layout, text)
+        + forwards.speech * flops.audio_path(config.dit, clock.AUDIO_LATENTS_PER_CHUNK),
         "decode_video": codec_flops.video_decode(models.video_codec, config.latent_size),
         "decode_audio": codec_flops.audio_decode(models.audio_codec),
     }

@@ -55,7 +55,7 @@ def generate_chunk(
     state = slide(state, transcript, limits.look_ahead, limits.max_transcript)
     memory = recall(models, state, transcript, memory)
     cache = chunk_conditions(models, state, memory)
-    blank = chunk_conditions(models, state, memory, blank=True) if memory.blank is not None else None
+    blank = chunk_conditions(models, state, memory, blank=True) if state.weights[0] != 1.0 else None
     layout = chunk_layout(models, state, motion=True)
     planned = time.perf_counter()
     cursor = torch.full((1,), state.cursor - state.window_start, device=models.device)
@@ -67,11 +67,15 @@ def generate_chunk(
         if last:
             plans.append(plan)
         v = _both(models.dit.denoise(x[0], x[1], plan.c_a, level, layout, cache))
-        if blank is None or memory.blank is None:
+        if memory.blank is None:
             return v
         empty = models.orchestrator.plan(memory.blank, x[1], level, torch.zeros_like(cursor))
-        u = _both(models.dit.denoise(x[0], x[1], empty.c_a, level, layout, blank))
-        return tuple(b + weight * (a - b) for a, b, weight in zip(v, u, state.weights_at(sigma), strict=True))
+        weights = state.weights_at(sigma)
+        if blank is None or weights[0] == 1.0:  # only the speech is guided, and it speaks without the main blocks too
+            u = v[0], models.dit.denoise_audio(x[1], empty.c_a, level)
+        else:
+            u = _both(models.dit.denoise(x[0], x[1], empty.c_a, level, layout, blank))
+        return tuple(b + weight * (a - b) for a, b, weight in zip(v, u, weights, strict=True))
 
     draw = chunk_generator(state)
     noise = tuple(
