@@ -46,7 +46,12 @@ def _setting(result: dict[str, Any]) -> str:
     speed = trial["speed"]
     means = "none" if speed is None else ", ".join(k if v is True else f"{k}={v}" for k, v in speed.items() if v)
     packages = ", ".join(f"{name} {version}" for name, version in where.pop("packages").items())
-    guided = "" if trial["guidance"] == 1.0 else f" with guidance {trial['guidance']} (a second pass of what is guided)"
+    again = trial["forwards"]["again"]
+    guided = "" if not again else (
+        f" with guidance {trial['guidance']} of the speech, {trial['picture_guidance']} of the picture above sigma "
+        f"{trial['picture_guidance_above']} ({trial['forwards']['whole']} forwards, {trial['forwards']['speech']} more "
+        "of the speech alone)"
+    )  # fmt: skip
     beside = "" if result["rtf"]["overlapped"] is None else f"; then {trial['overlapped']} as played"
     gpu = where.pop("gpu_state", {})
     lines = [
@@ -119,7 +124,7 @@ def _against(against: dict[str, Any]) -> str:
         shown = "" if ratio is None else f"{ratio:.2f}"
         rows.append((f"diffusers, {name}", job["video_tokens"], _milliseconds(job["median_s"]), shown))
     ours = against["ours_s"]
-    text = f"{against['passes']} passes each."
+    text = f"{against['passes']} passes each, and what ours takes for the speech alone."
     if ours is not None:
         text += f" Ours, conditions and all steps of the DiT: {_milliseconds(ours)} ms."
     head = (f"{against['class']}, ms a chunk", "video tokens a step", "median", "times ours")

@@ -43,6 +43,8 @@ class Played:
     """After each chunk: allocated on the GPU, or resident."""
     prefixes: dict[int, tuple[int, int]]
     """Chunk -> the orchestrator's keys before the tail, and transcript tokens in its window."""
+    blanks: dict[int, tuple[int, int]]
+    """The same of the pass without transcript and voice, where there is one."""
     trailing: bool
     """The last chunk was only decoded, as its audio codec waits for the chunk after (and the first made two)."""
 
@@ -91,6 +93,7 @@ class Measured(Session):
         self.limit, self.paced, self.alone = limit, paced, alone
         self.watch = watch or Stopwatch(device=models.device)
         self.prefixes: dict[int, tuple[int, int]] = {}
+        self.blanks: dict[int, tuple[int, int]] = {}
 
     def generate(self, state: StreamState, memory: Memory | None) -> tuple[ChunkLatents, StreamState]:
         if self.alone:
@@ -101,6 +104,8 @@ class Measured(Session):
             made, after = super().generate(state, memory)
         prefix = made.memory.prefix
         self.prefixes[state.chunk] = (prefix.length, prefix.text.features.shape[1])
+        if made.memory.blank is not None:
+            self.blanks[state.chunk] = (made.memory.blank.length, 1)
         return made, self._going_on(after)
 
     def _going_on(self, state: StreamState) -> StreamState:
@@ -143,6 +148,6 @@ def play(session: Measured, now: Callable[[], float] = time.perf_counter) -> Pla
         memory.append(held_mib(device))
         before = now()
     return Played(
-        intervals=tuple(intervals), memory_mib=tuple(memory), prefixes=session.prefixes,
+        intervals=tuple(intervals), memory_mib=tuple(memory), prefixes=session.prefixes, blanks=session.blanks,
         trailing=session.models.audio_codec.lookahead > 0,
     )  # fmt: skip

@@ -178,7 +178,9 @@ def run(trial: Trial) -> dict[str, Any]:
     result = {
         "trial": {
             **asdict(trial), "steps": steps, "chunk_s": float(clock.CHUNK_SECONDS), "name": models.name,
-            "guidance": state.guidance, "size": [models.config.height, models.config.width], "paced_by_clock": paced,
+            "guidance": state.guidance, "picture_guidance": state.weights[0],
+            "picture_guidance_above": state.picture_guidance_above, "forwards": asdict(forwards),
+            "size": [models.config.height, models.config.width], "paced_by_clock": paced,
         },
         "load_s": loaded, "start_s": started, "cold_first_chunk_s": warm.intervals[0],
         "first_chunk_s": (beside or alone).intervals[0],
@@ -242,15 +244,17 @@ class Passes:
     """Of the speech alone: where the picture is not guided, the pass without text has no main blocks."""
     blank: bool
     """Whether the conditions are encoded without text too."""
+    again: int
+    """Steps with a second pass, whole or of the speech."""
 
 
 def passes(models: Models, state: StreamState) -> Passes:
     """What guidance adds to a forward a step."""
     levels = Schedule(steps=state.steps, shift=models.shift).sigmas().tolist()[:-1]
-    again = sum(state.weights_at(level)[0] != 1.0 for level in levels)
-    return Passes(
-        whole=len(levels) + again, speech=len(levels) - again if state.guided else 0, blank=state.weights[0] != 1.0
-    )
+    weights = [state.weights_at(level) for level in levels]
+    whole = sum(picture != 1.0 for picture, _ in weights)
+    again = sum(both != (1.0, 1.0) for both in weights)
+    return Passes(whole=len(levels) + whole, speech=again - whole, blank=state.weights[0] != 1.0, again=again)
 
 
 def chunk_flops(models: Models, played: Played, steps: int, forwards: Passes) -> dict[str, int | None]:
@@ -258,16 +262,17 @@ def chunk_flops(models: Models, played: Played, steps: int, forwards: Passes) ->
     config, text = models.config, models.config.prompt.max_tokens
     nine = clock.VIDEO_LATENTS_PER_CHUNK
     layout = Layout(grid=config.grid, ref=1, sink=nine if models.sink else 0, motion=nine)
-    seen = [value for chunk, value in played.prefixes.items() if chunk >= STEADY_FROM]
+    chunks = sum(chunk >= STEADY_FROM for chunk in played.prefixes)
+    steady = [[x for chunk, x in seen.items() if chunk >= STEADY_FROM] for seen in (played.prefixes, played.blanks)]
+    seen, blanks = steady
     lm = config.orchestrator
-    guided = forwards.whole + forwards.speech > steps
-    if guided:  # a window of one token
-        seen += [(prefix - tokens + 1, 1) for prefix, tokens in seen]
-    chunks = len(seen) // (2 if guided else 1)
     return {
         "conditions": (2 if forwards.blank else 1) * flops.dit_motion(config.dit, layout, text),
-        "history": sum(flops.lm_extend(lm, max(0, prefix - flops.J)) for prefix, _ in seen) // chunks,
-        "plan": steps * sum(flops.lm_plan(lm, prefix, tokens) for prefix, tokens in seen) // chunks,
+        "history": sum(flops.lm_extend(lm, max(0, prefix - flops.J)) for prefix, _ in seen + blanks) // chunks,
+        "plan": (
+            steps * sum(flops.lm_plan(lm, *lengths) for lengths in seen)
+            + forwards.again * sum(flops.lm_plan(lm, *lengths) for lengths in blanks)
+        ) // chunks,
         "denoise": forwards.whole * flops.dit_denoise(config.dit, layout, text)
         + forwards.speech * flops.audio_path(config.dit, clock.AUDIO_LATENTS_PER_CHUNK),
         "decode_video": codec_flops.video_decode(models.video_codec, config.latent_size),

@@ -67,10 +67,10 @@ def generate_chunk(
         if last:
             plans.append(plan)
         v = _both(models.dit.denoise(x[0], x[1], plan.c_a, level, layout, cache))
-        if memory.blank is None:
+        weights = state.weights_at(sigma)
+        if memory.blank is None or weights == (1.0, 1.0):
             return v
         empty = models.orchestrator.plan(memory.blank, x[1], level, torch.zeros_like(cursor))
-        weights = state.weights_at(sigma)
         if blank is None or weights[0] == 1.0:  # only the speech is guided, and it speaks without the main blocks too
             u = v[0], models.dit.denoise_audio(x[1], empty.c_a, level)
         else:

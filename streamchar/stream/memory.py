@@ -107,7 +107,7 @@ def recall(models: Models, state: StreamState, transcript: Transcript, memory: M
     held = memory if memory is not None and memory.prompt == state.prompt else None
     anchor = _anchor(models, state, state.prompt, held, None if held is None else held.anchor)
     anchor_blank = None
-    if guided:  # the empty prompt's keys hold whatever the prompt
+    if state.weights[0] != 1.0:  # the empty prompt's keys hold whatever the prompt
         anchor_blank = _anchor(models, state, "", memory, None if memory is None else memory.anchor_blank)
     return Memory(
         window=window, prefix=prefix, blank=blank, anchor=anchor, anchor_blank=anchor_blank,

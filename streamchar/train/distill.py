@@ -150,7 +150,7 @@ class DistillObjective:
         """The student as a session plays it."""
         return replace(
             self.teacher, name=f"{self.teacher.name}-student", orchestrator=self.model.orchestrator,
-            dit=self.model.dit, steps=self.terms.steps, guidance=1.0, picture_guidance=None,
+            dit=self.model.dit, steps=self.terms.steps, guidance=1.0, picture_guidance=None, picture_guidance_above=0.0,
             temperature=self.terms.temperature, picture_temperature=None,
             sampler="renoise", shift=self.terms.shift, sink=self.terms.sink, history=self.terms.history,
         )
