@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=Path, required=True)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--skip", type=int, default=0, help="sentences: two processes can share the work")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, help="else the model's own")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

@@ -35,7 +35,7 @@ def row(frames_T3HW: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="toon")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, help="else the model's own")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     pipe = StreamCharPipeline.from_pretrained(given.model)

@@ -132,6 +132,7 @@ def test_command(tmp_path, capsys) -> None:
     (["--preset", "huge"], "unknown preset"),
     (["--model", "toon", "--random-weights"], "exclude"),
     (["--model", "toon", "--layers", "1"], "--random-weights"),
+    (["--preset", "tiny", "--json", f"{__file__}/below.json"], "test_bench.py"),
 ])  # fmt: skip
 def test_bad_input(arguments, said, capsys) -> None:
     assert main(["bench", *arguments]) == 2

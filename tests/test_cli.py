@@ -275,10 +275,15 @@ def test_bad_input_is_one_clear_line(case: str, capsys: pytest.CaptureFixture[st
         ("world --clips-raw d --clips 0", "needs --clips above 0"),
         ("train prompt-encoder --minutes 1", "needs --out"),
         ("train prompt-encoder --out run --minutes 1 --resume", "cannot be resumed"),
+        ("train plan --batch 0", "--batch must be at least 1"),
+        ("train audio-codec --data . --out made --minutes 1", "made holds weights already"),
+        (f"info --model {'x' * 300}", "x"),
         ("info --model nowhere", "there is no model"),
     ],
 )
 def test_other_commands_refuse_as_clearly(arguments: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("made").mkdir()
+    Path("made/model.safetensors").touch()
     assert reason in refused(capsys, *arguments.split())
 
 

@@ -232,6 +232,7 @@ BAD = {
     "eval run --model truth --protocol none.json": "cannot read the protocol",
     "eval run --model toon --protocol my.json --metrics wers": "unknown 'wers'",
     "eval run --model toon --protocol my.json --syncnet no.model": "there is no no.model",
+    "eval run --model toon --protocol my.json --device bogus": "--device bogus cannot be used",
     "eval run --model toon --driven-by x": "leave out --model",
     "eval run --driven-by x": "missing --out",
     "eval score .": "missing --transcripts",

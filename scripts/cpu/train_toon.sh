@@ -48,7 +48,7 @@ once() { # NAME COMMAND...: skipped when it has been done; its output in $RUNS/N
 stage() { # NAME MINUTES DATA FOLDER [options]: train, resumed if a checkpoint is there
     local name=$1 minutes=$2 data=$3 out=$4
     shift 4
-    [ ! -d "$out/checkpoint" ] && [ ! -d "$out/training" ] || set -- "$@" --resume
+    [ ! -d "$out/checkpoint" ] && [ ! -d "$out/checkpoint.old" ] && [ ! -d "$out/training" ] || set -- "$@" --resume
     streamchar train "$name" --preset "$PRESET" --data "$data" --out "$out" --minutes "$minutes" "$@"
 }
 

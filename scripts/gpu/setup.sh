@@ -57,7 +57,7 @@ bring_in() { # NAME: runs/NAME from .pieces/NAME, unless this machine has it alr
 }
 
 resume_of() { # NAME: --resume where there is something to resume
-    [ ! -d "runs/$1/checkpoint" ] || echo --resume
+    [ ! -d "runs/$1/checkpoint" ] && [ ! -d "runs/$1/checkpoint.old" ] || echo --resume
 }
 
 send_home() { # NAME: checkpoint and log to $OUT/NAME

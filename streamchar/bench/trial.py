@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -75,11 +74,7 @@ class Trial:
             raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.model is not None and (self.size or self.layers):
             raise InputError("--size and --layers change what a model is made of; use them with --random-weights")
-        try:
-            kind = torch.zeros(1, device=self.device).device.type
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {self.device} cannot be used: {str(error).splitlines()[0]}") from None
-        if kind not in machine.SIDES:
+        if components.usable(self.device).type not in machine.SIDES:
             raise InputError(f"--device must be one of {', '.join(machine.SIDES)}, got {self.device}")
 
     @property
@@ -289,14 +284,3 @@ def rates(work: dict[str, int | None], stages: dict[str, Spread], ceiling: float
         reached = count / stages[stage].median / 1e12
         found[stage] = {"tflop": count / 1e12, "tflops": reached, "of_ceiling": reached / ceiling}
     return found
-
-
-def write(text: str, path: Path) -> None:
-    """A text file, under a temporary name first."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error}; choose another file") from error

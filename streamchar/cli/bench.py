@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -48,7 +49,8 @@ def bench(
     if against not in (None, "diffusers"):
         raise InputError(f"--against knows diffusers, got {against!r}")
     from streamchar.bench.report import markdown as page
-    from streamchar.bench.trial import Trial, read_size, read_speed, run, write
+    from streamchar.bench.trial import Trial, read_size, read_speed, run
+    from streamchar.stream.draft import Draft
 
     trial = Trial(
         preset=preset, model=model, chunks=chunks, overlapped=overlapped, warm_up=warm_up,
@@ -57,10 +59,15 @@ def bench(
         own_time=own_time, seed=seed,
     )  # fmt: skip
     logging.getLogger("streamchar.stream.checkpoint").setLevel(logging.ERROR)  # bytes for tokens are meant here
-    result = run(trial)
-    if json_file is not None:
-        write(json.dumps(result, indent=2), json_file)
-    text = page(result, title or f"{result['trial']['name']} on {device}", note)
-    if markdown is not None:
-        write(text.rstrip(), markdown)
-    print(text, end="")
+    with contextlib.ExitStack() as drafts:  # an unwritable place shows before minutes of work
+        places = (json_file, markdown)
+        for place in places:
+            if place is not None:
+                place.parent.mkdir(parents=True, exist_ok=True)
+        files = [None if place is None else drafts.enter_context(Draft(place)) for place in places]
+        result = run(trial)
+        text = page(result, title or f"{result['trial']['name']} on {device}", note)
+        print(text, end="")
+        for file, content in zip(files, (json.dumps(result, indent=2) + "\n", text), strict=True):
+            if file is not None:
+                file.path.write_text(content, encoding="utf-8")

@@ -255,6 +255,9 @@ def _generator(
 
     if model == TRUTH:
         return TruthGenerator(take=OTHER_TAKE, shift_frames=shift_frames, plant=plant)
+    from streamchar.stream.models import usable
+
+    usable(device)
     return ModelGenerator(model, steps=steps, device=device)
 
 

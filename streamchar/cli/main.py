@@ -27,6 +27,12 @@ from streamchar.errors import StreamCharError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+_GOES_ON = "what is finished is kept: the same command goes on"
+KEPT = {
+    "eval": _GOES_ON, "convert": _GOES_ON, "train": "the last checkpoint is kept: go on with --resume",
+    "world": "finished shards are kept, and nothing else was written",
+}
+"""Command -> what an interruption leaves; the others leave nothing."""
 
 # what typer raises for a bad option; its click may be its own copy, so the class is reached by descent
 _UsageError: type[Exception] = typer.BadParameter.__base__ or typer.BadParameter
@@ -83,11 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         message = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
         return fail(f"{message} (see streamchar --help)")
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a folder that is a file, a name too long, a full disk
+        return fail(one_line(error))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        resumes = {"eval", "convert"} & set(given[:2])
-        kept = "what is finished is kept: the same command goes on" if resumes else "no output was written"
+        kept = next((KEPT[word] for word in given[:2] if word in KEPT), "no output was written")
         print(f"interrupted: {kept}", file=sys.stderr)
     return int(code or 0)
 

@@ -105,6 +105,8 @@ def show_training_plan(
     batch: int | None = None,
 ) -> None:
     """Print it, with what it assumes."""
+    if batch is not None and batch < 1:
+        raise InputError(f"--batch must be at least 1, got {batch}")
     gpus, memory = 8 if gpus is None else gpus, GPU_GIB if memory is None else memory
     plan = training_plan(name, gpus, memory, TFLOPS if tflops is None else tflops, LINK_GB, batch)
     from rich.console import Console

@@ -154,6 +154,8 @@ def train(
         raise InputError(f"there is no folder {data}; write one with: streamchar world {chosen.source}")
     if resume and not chosen.reads_data:
         raise InputError(f"{stage} trains in minutes and cannot be resumed; leave out --resume")
+    if not resume and (out / "model.safetensors").exists():
+        raise InputError(f"{out} holds weights already: go on with --resume, or choose another --out")
     options = {
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
         "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
@@ -206,13 +208,9 @@ def check(options: dict[str, Any]) -> None:
         if name in options and not options[name].is_dir():
             raise InputError(f"--{name.replace('_', '-')}: there is no folder {options[name]}")
     if "device" in options:
-        import torch
+        from streamchar.stream.models import usable
 
-        try:
-            torch.zeros(1, device=options["device"])
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"--device {options['device']} cannot be used: {reason}") from None
+        usable(options["device"])
 
 
 def train_ablate(

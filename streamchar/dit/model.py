@@ -5,7 +5,7 @@ S noise levels of a sample (1, or L when each token has its own).
 
 Three ways through one set of blocks: `forward` (training: conditions and noisy tokens at once),
 `encode_conditions` then `denoise` (inference: conditions once, noisy tokens at every step), and
-`denoise_audio` (stage 1: the audio path alone).
+`denoise_audio` (the audio path alone: stage 1, and guidance of the speech alone).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class JointDiT(nn.Module):
         return self._leave(xs[-1], noisy, layout)
 
     def denoise_audio(self, x_a: Tensor, c_a: Tensor, sigma: Tensor) -> Tensor:
-        """Speech alone, without main blocks (stage 1): (B, L, C), (B, L, condition width), (B,) -> (B, L, C)."""
+        """Speech alone, without main blocks: (B, L, C), (B, L, condition width), (B,) -> (B, L, C)."""
         layout = Layout(grid=(0, 0), ref=0, video=0, audio=x_a.shape[1])
         self._check(layout, None, x_a, c_a)
         return self.audio(x_a, c_a, sigma)

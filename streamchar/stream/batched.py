@@ -3,7 +3,8 @@
 Each stream runs THE chunk step (`generate_chunk`) in a thread of its own, with models whose `plan` and `denoise`
 wait for one another: when all streams have asked, the last one runs one batch for all. So streams may have other
 transcripts, cursors, windows, samplers, guidance, and chunk numbers; what one has and another lacks is padded and
-hidden by masks. Streams leave when their chunk is done.
+hidden by masks. The pass of the speech alone (`denoise_audio`), short, is each stream's own. Streams leave when their
+chunk is done.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
 from streamchar.config.presets import PRESETS, preset
 from streamchar.dit.model import JointDiT
-from streamchar.errors import CheckpointError
+from streamchar.errors import CheckpointError, InputError
 from streamchar.orchestrator.lm import Orchestrator
 from streamchar.orchestrator.tokenizer import Tokenizer, tokenizer
 from streamchar.stream.weights import cast
@@ -97,6 +97,14 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"cannot fetch {text!r} from the hub: {str(error).splitlines()[0]}") from None
+
+
+def usable(device: str) -> torch.device:
+    """The device of that name. Raises `InputError` where this machine or this torch has none."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def sampling(index: dict[str, Any], folder: Path) -> dict[str, Any]:

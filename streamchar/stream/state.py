@@ -39,7 +39,7 @@ class StreamState:
     seed: int
     steps: int
     guidance: float = 1.0
-    """Weight of the transcript and the prompt against their absence; 1 leaves the second pass out."""
+    """Weight of transcript, voice and prompt against their absence; 1 leaves the second pass out."""
     picture_guidance: float | None = None
     """The same for the picture; None: as `guidance`."""
     picture_guidance_above: float = 0.0

@@ -240,7 +240,8 @@ class DistillObjective:
         return tuple(interpolate(z.detach(), e, sigma) for z, e in zip(sample, noise, strict=True)), noise
 
     def real(self, context: Context, x: Latents, sigma: Tensor) -> tuple[Latents, Tensor]:
-        """The teacher's guided velocities, and its plan."""
+        """The teacher's guided velocities, and its plan; the pass without text has main blocks at every level, which a
+        session saves itself where only the speech is guided."""
         c_a = context.plan(self.teacher.orchestrator, x[1], sigma)
         v = context.velocities(self.teacher.dit, c_a, x, sigma)
         weights = guidance_weights(self.terms.guidance, self.terms.picture_guidance)

@@ -299,17 +299,20 @@ def run(
     data: Mapping[str, Growing] | None = None,
 ) -> int:
     """Train for `schedule.minutes`; `export(out)` writes the averaged weights as components. Returns
-    the step reached. Under torchrun the step is shared out (`scale`) and the first process writes. `data` is what
-    grows meanwhile: which of it a step saw is kept with the checkpoint."""
+    the step reached. Under torchrun the step is shared out (`scale`), the first process writes. `data` is what grows
+    meanwhile: which of it a step saw is kept."""
     folder, expected = out / "checkpoint", {"objective": objective.name, **(facts or {})}
     team = join_team(next(objective.model.parameters()).device)
+    if team.leads:
+        recover(folder)
+    team.wait()
     if folder.exists() and not resume:
         raise ConfigError(f"{folder} holds a run's checkpoint: go on with --resume, or choose another --out")
     this = Run(
         objective=objective, schedule=schedule, folder=folder, team=team, scale=scale or Scale(),
         facts={**expected}, data=data or {},
     )
-    averages, step = this.build(_stored_parts(folder, team) if resume else None), 0
+    averages, step = this.build(_stored_parts(folder) if resume else None), 0
     if resume:
         stored_average, stored = load_checkpoint(folder, this.model, this.optimizers, expected)
         averages.values = {n: v.to(averages.values[n].device) for n, v in stored_average.items()}
@@ -363,11 +366,8 @@ def run(
     return step
 
 
-def _stored_parts(folder: Path, team: Team) -> int | None:
+def _stored_parts(folder: Path) -> int | None:
     """Batches a step of the run in `folder`; None where it does not say (or is not there: loading will say so)."""
-    if team.leads:
-        recover(folder)
-    team.wait()
     try:
         return read_facts(folder).get("parts")
     except (OSError, ValueError):
