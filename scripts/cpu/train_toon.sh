@@ -45,10 +45,12 @@ once() { # NAME COMMAND...: skipped when it has been done; its output in $RUNS/N
     touch "$RUNS/.done-$name"
 }
 
-stage() { # NAME MINUTES DATA FOLDER [options]: train, resumed if a checkpoint is there
-    local name=$1 minutes=$2 data=$3 out=$4
+stage() { # NAME MINUTES DATA FOLDER [options]: train, resumed if a checkpoint or a codec's weights are there
+    local name=$1 minutes=$2 data=$3 out=$4 found
     shift 4
-    [ ! -d "$out/checkpoint" ] && [ ! -d "$out/checkpoint.old" ] && [ ! -d "$out/training" ] || set -- "$@" --resume
+    for found in checkpoint checkpoint.old training model.safetensors; do
+        [ ! -e "$out/$found" ] || { set -- "$@" --resume && break; }
+    done
     streamchar train "$name" --preset "$PRESET" --data "$data" --out "$out" --minutes "$minutes" "$@"
 }
 

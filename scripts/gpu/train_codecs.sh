@@ -7,6 +7,10 @@
 train_codec() { # NAME FOLDER OPTIONS...: for $minutes
     local name=$1 data=$2
     shift 2
+    case " $* " in
+    *" --resume "*) ;;
+    *) [ ! -e "runs/$name/model.safetensors" ] || mv "runs/$name" "runs/$name.$(date +%s)" ;; # of another call
+    esac
     mkdir -p "runs/$name"
     streamchar train "$name" --preset "$PRESET" --data "$data" --out "runs/$name" --minutes "$minutes" \
         --device "$DEVICE" "$@" 2>&1 | tee -a "runs/$name/log.txt"

@@ -124,8 +124,10 @@ def _against(against: dict[str, Any]) -> str:
         shown = "" if ratio is None else f"{ratio:.2f}"
         rows.append((f"diffusers, {name}", job["video_tokens"], _milliseconds(job["median_s"]), shown))
     ours = against["ours_s"]
-    text = f"{against['passes']} passes each, and what ours takes for the speech alone."
+    text = f"{against['passes']} passes each."
     if ours is not None:
-        text += f" Ours, conditions and all steps of the DiT: {_milliseconds(ours)} ms."
+        text += f" Ours, conditions and all steps of the DiT: {_milliseconds(ours)} ms"
+        speech = against["speech_passes"]
+        text += f", {speech} passes more of the speech alone among them." if speech else "."
     head = (f"{against['class']}, ms a chunk", "video tokens a step", "median", "times ours")
     return _table(head, rows) + "\n\n" + text

@@ -194,7 +194,8 @@ def run(trial: Trial) -> dict[str, Any]:
             compiled=bool(trial.speed and trial.speed.compile), now=now,
         )  # fmt: skip
         ours = stages["conditions"].median + stages["denoise"].median if "denoise" in stages else None
-        result["against"] = {**found, "ours_s": ours, "ratio": None if ours is None else rival.ratios(found, ours)}
+        ratio = None if ours is None else rival.ratios(found, ours)
+        result["against"] = {**found, "speech_passes": forwards.speech, "ours_s": ours, "ratio": ratio}
     return result
 
 

@@ -155,7 +155,8 @@ def train(
     if resume and not chosen.reads_data:
         raise InputError(f"{stage} trains in minutes and cannot be resumed; leave out --resume")
     if not resume and (out / "model.safetensors").exists():
-        raise InputError(f"{out} holds weights already: go on with --resume, or choose another --out")
+        how = "go on with --resume, or " if chosen.reads_data else ""
+        raise InputError(f"{out} holds weights already: {how}choose another --out")
     options = {
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
         "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
