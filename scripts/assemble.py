@@ -34,6 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--temperature", type=float, help="deviation of the starting noise; else as trained, or 1")
     parser.add_argument("--picture-temperature", type=float, help="of the picture alone; else as --temperature")
+    parser.add_argument("--shares", help="a shipped model: components that it has to the bit are not written again")
     parser.add_argument("--full", action="store_true", help="float32 weights instead of int8")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
     )
     assemble(
         parts, preset(given.preset), given.out, name=given.name or given.preset, small=not given.full,
-        sampling=sampling,
+        sampling=sampling, shares=given.shares,
     )
     total = sum(path.stat().st_size for path in given.out.rglob("*.safetensors"))
     print(f"{given.out}: {total / 2**20:.1f} MiB of weights")

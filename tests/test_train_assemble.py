@@ -100,3 +100,50 @@ def test_the_script_keeps_a_student_a_student(run, folders, tmp_path, monkeypatc
     weight = objective.model.dit.patch_embedding.weight
     torch.testing.assert_close(asked.dit.patch_embedding.weight, weight)
     assert replace(asked, name="x").history is True
+
+
+def test_what_a_shipped_model_has_is_not_written_again(folders, run, tmp_path, monkeypatch):
+    """A base model beside its student: the DiT is its own, everything else the student's."""
+    from streamchar.cli.generator import ModelGenerator
+    from streamchar.config.presets import tiny
+    from streamchar.stream import models as stream_models
+    from streamchar.train import assemble as module
+    from streamchar.train.assemble import Parts, assemble
+    from streamchar.train.teacher import fingerprint
+
+    def shipped(source):
+        return tmp_path / source if source in ("whole", "gone") else resolve(source)
+
+    def parts(speech):
+        rest = {name: folders / "teacher" / name for name in ("video_codec", "audio_codec", "prompt_encoder")}
+        return Parts(orchestrator=folders / "teacher" / "orchestrator", dit=speech / "dit", **rest)
+
+    resolve = stream_models.resolve
+    for where in (stream_models, module):
+        monkeypatch.setattr(where, "resolve", shipped)
+    whole = assemble(parts(run[0]), tiny(), tmp_path / "whole", name="whole")
+    base = assemble(parts(folders / "teacher"), tiny(), tmp_path / "base", name="base", steps=7, shares="whole")
+    assert sorted(path.name for path in (tmp_path / "base").iterdir()) == ["dit", "model_index.json"]
+    read = load(tmp_path / "base")
+    assert (read.name, read.steps) == ("base", 7)
+    stored = load_file(tmp_path / "whole" / "orchestrator" / "model.safetensors").keys()
+    assert any(name.endswith("|int8") for name in stored)
+    weight = "patch_embedding.weight"
+    torch.testing.assert_close(read.dit.state_dict()[weight], base.dit.state_dict()[weight], atol=2e-3, rtol=0)
+    assert not torch.allclose(read.dit.state_dict()[weight], whole.dit.state_dict()[weight], atol=2e-3)
+    assert fingerprint(tmp_path / "base") != fingerprint(tmp_path / "whole")
+
+    before = ModelGenerator(str(tmp_path / "base")).weights
+    (tmp_path / "whole" / "orchestrator" / "config.json").write_text(
+        (tmp_path / "whole" / "orchestrator" / "config.json").read_text() + "\n"
+    )
+    assert ModelGenerator(str(tmp_path / "base")).weights != before, "what is shared is part of the model"
+
+    index = tmp_path / "base" / "model_index.json"
+    for wrong, said in (("../whole", "shipped model's name"), ("gone", "component folder")):
+        index.write_text(json.dumps({**json.loads(index.read_text()), "shares": wrong}))
+        with pytest.raises(CheckpointError, match=said):
+            load(tmp_path / "base")
+    index.write_text("[]")
+    with pytest.raises(CheckpointError, match="one JSON object"):
+        load(tmp_path / "base")

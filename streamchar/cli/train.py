@@ -96,6 +96,12 @@ def train(
         int | None, typer.Option(help="distill, rollout: updates of the fake score for one of the student.")
     ] = None,
     audio_weight: Annotated[float | None, typer.Option(help="distill, rollout: of audio against video.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="distill, rollout: deviation of the student's noise.  [default: 1]")
+    ] = None,
+    picture_temperature: Annotated[
+        float | None, typer.Option(help="distill, rollout: the same for the picture; else as --temperature.")
+    ] = None,
     train_orchestrator: Annotated[
         bool, typer.Option("--train-orchestrator", help="distill, rollout: the orchestrator too.")
     ] = False,
@@ -161,7 +167,8 @@ def train(
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
         "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
         "freeze_encoder": freeze_encoder or None, "teacher": teacher, "guidance": guidance, "fake_rate": fake_rate,
-        "follow": follow, "audio_weight": audio_weight, "train_orchestrator": train_orchestrator or None,
+        "follow": follow, "audio_weight": audio_weight, "temperature": temperature,
+        "picture_temperature": picture_temperature, "train_orchestrator": train_orchestrator or None,
         "chunks": chunks, "grow": grow, "no_sink": no_sink or None, "no_history": no_history or None,
         "no_stage_1": no_stage_1 or None, "no_pointer_truncation": no_pointer_truncation or None,
         "updates": updates, "shard": shard or None, "bf16": bf16 or None, "compile": compile or None,
@@ -200,7 +207,7 @@ def check(options: dict[str, Any]) -> None:
     for name in ("batch", "follow", "chunks", "grow", "updates", "accumulate", "seeds", "clips"):
         if options.get(name, 1) < 1:
             raise InputError(f"--{name} must be at least 1, got {options[name]}")
-    for name in ("rate", "fake_rate", "guidance", "audio_weight"):
+    for name in ("rate", "fake_rate", "guidance", "audio_weight", "temperature", "picture_temperature"):
         if not 0 < options.get(name, 1.0) < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} must be above 0, got {options[name]}")
     if not 0 <= options.get("cooldown", 0.0) <= 1:
@@ -220,7 +227,7 @@ def train_ablate(
     clips: int | None = None, fast: bool = False, metrics: str | None = None, recogniser_folder: Path | None = None,
     chunks: int = 5, grow: int = 40, batch: int | None = None, rate: float | None = None,
     fake_rate: float | None = None, guidance: float | None = None, audio_weight: float | None = None,
-    follow: int | None = None,
+    follow: int | None = None, temperature: float | None = None, picture_temperature: float | None = None,
 ) -> None:
     """All ablations at one budget; the same command goes on after a stop (`resume` says nothing new)."""
     from streamchar.train.ablate import Ablation, Budget, ablate, markdown
@@ -233,7 +240,7 @@ def train_ablate(
     )
     asked = {
         "batch": batch, "rate": rate, "fake_rate": fake_rate, "guidance": guidance, "audio_weight": audio_weight,
-        "follow": follow,
+        "follow": follow, "temperature": temperature, "picture_temperature": picture_temperature,
     }
     options = {name: value for name, value in asked.items() if value is not None}
     plan = Ablation(

@@ -76,10 +76,11 @@ def source_hash(file: Path) -> str:
     return digest(sorted(code_hash(path) for path in found))
 
 
-def weights_hash(folder: Path) -> str:
-    """Of a model folder: its configurations and weights."""
-    files = sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors"))
-    return digest([[f.relative_to(folder).as_posix(), file_hash(f)] for f in files])
+def weights_hash(*folders: Path) -> str:
+    """Of a model's folder, and of that whose components it shares: configurations and weights."""
+    kept = (".json", ".safetensors")
+    files = [(f, f.relative_to(folder)) for folder in folders for f in sorted(folder.rglob("*")) if f.suffix in kept]
+    return digest([[name.as_posix(), file_hash(f)] for f, name in files])
 
 
 def fingerprint(sample: Sample) -> str:

@@ -88,7 +88,7 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(f"expected a model folder, got the file {source}; give the folder with {INDEX}")
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"there is no model {text!r}: expected toon, a folder with {INDEX}, or a hub id owner/name"
+            f"there is no model {text!r}: expected toon, toon-base, a folder with {INDEX}, or a hub id owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -97,6 +97,29 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"cannot fetch {text!r} from the hub: {str(error).splitlines()[0]}") from None
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What makes `folder` a model folder. Raises `CheckpointError`."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"expected {INDEX} in the model folder {folder}: {error}") from None
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{folder / INDEX} must hold one JSON object, got a {type(index).__name__}")
+    return index
+
+
+def part_folders(folder: Path, index: dict[str, Any]) -> dict[str, Path]:
+    """Where each component lies: in the model's folder or, where it has none and the index says so, in the shipped
+    model that it `shares` the rest with. Raises `CheckpointError`."""
+    shared, own = index.get("shares"), {name: folder / name for name in COMPONENTS}
+    if shared is None:
+        return own
+    if not isinstance(shared, str) or "/" in shared or "\\" in shared:
+        raise CheckpointError(f"{folder / INDEX} shares the components of {shared!r}; expected a shipped model's name")
+    rest = resolve(shared)
+    return {name: path if path.is_dir() else rest / name for name, path in own.items()}
 
 
 def usable(device: str) -> torch.device:
@@ -126,12 +149,10 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     of the paper's family as it is stored (bfloat16 as `streamchar convert` writes it) and toon in float32.
     """
     folder = resolve(source)
+    index = read_index(folder)
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         base, about = index["preset"], index["config"]
         family, tokens, height, width = about["video"]["family"], about["tokenizer"], about["height"], about["width"]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"expected {INDEX} in the model folder {folder}: {error}") from None
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / INDEX} is not that of a streamchar model: {error} is missing") from None
     if base not in PRESETS:
@@ -140,11 +161,11 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
         from streamchar.stream.checkpoint import load_paper
 
         return load_paper(folder, index, device, dtype)
-    how = sampling(index, folder)
-    orchestrator = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
-    dit = load_component(JointDiT, DiTConfig, folder / "dit")
-    video, audio = ToonVideoCodec.load(folder / "video_codec"), ToonAudioCodec.load(folder / "audio_codec")
-    prompt = T5PromptEncoder.load(folder / "prompt_encoder")
+    how, parts = sampling(index, folder), part_folders(folder, index)
+    orchestrator = load_component(Orchestrator, OrchestratorConfig, parts["orchestrator"])
+    dit = load_component(JointDiT, DiTConfig, parts["dit"])
+    video, audio = ToonVideoCodec.load(parts["video_codec"]), ToonAudioCodec.load(parts["audio_codec"])
+    prompt = T5PromptEncoder.load(parts["prompt_encoder"])
     config = dataclasses.replace(
         preset(base), orchestrator=orchestrator.config, dit=dit.config, video=video.config, audio=audio.config,
         prompt=prompt.config, tokenizer=tokens, height=height, width=width,
@@ -159,8 +180,10 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
     )
 
 
-def save(models: Models, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Write the model folder; weights as `dtype` if given."""
+def save(
+    models: Models, folder: Path | str, dtype: torch.dtype | None = None, *, shares: str | None = None
+) -> None:
+    """Write the model folder; weights as `dtype` if given. `shares`: see `part_folders`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if models.config.video.family != "toon":
@@ -176,16 +199,18 @@ def save(models: Models, folder: Path | str, dtype: torch.dtype | None = None) -
     how = {name: getattr(models, name) for name in SAMPLING}
     write_model_index(
         folder, models.config, {name: type(part).__name__ for name, part in models.components().items()},
-        name=models.name, how=how,
+        name=models.name, how=how, shares=shares,
     )
 
 
 def write_model_index(
-    folder: Path, config: ModelConfig, components: dict[str, str], *, name: str, how: dict[str, Any]
+    folder: Path, config: ModelConfig, components: dict[str, str], *, name: str, how: dict[str, Any],
+    shares: str | None = None,
 ) -> None:
     """What makes a folder a model folder, and so written last; `how` are the values of `SAMPLING`."""
     index = {
-        "name": name, "preset": config.name, **how, "components": components,
+        "name": name, "preset": config.name, **how, **({} if shares is None else {"shares": shares}),
+        "components": components,
         "config": {
             "height": config.height, "width": config.width, "tokenizer": config.tokenizer,
             "video": {"family": config.video.family}, "prompt_tokens": config.prompt.max_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from streamchar.errors import CheckpointError
 from streamchar.orchestrator.lm import Orchestrator
 from streamchar.orchestrator.tokenizer import tokenizer
 from streamchar.stream import models as stream_models
-from streamchar.stream.models import INDEX, Models
+from streamchar.stream.models import INDEX, Models, resolve
 
 STUDENTS = ("distill", "rollout")
 """Objectives whose models play in few steps."""
@@ -79,8 +80,10 @@ def sampling_of(folder: Path) -> Sampling:
 def assemble(
     parts: Parts, config: ModelConfig, out: Path, *, name: str, steps: int = 16, guidance: float = 1.0,
     temperature: float = 1.0, small: bool = True, sampling: Sampling | None = None,
+    shares: str | None = None,
 ) -> Models:
-    """Write `out`; with `small`, all but the prompt encoder as int8 rows (codecs lose 0.04 dB by it).
+    """Write `out`; with `small`, as int8 rows (codecs lose 0.04 dB by it). What the shipped model `shares` stores to
+    the bit is not written again.
 
     `sampling` takes the place of `steps`, `guidance` and `temperature`, and says the rest: `sampling_of` a student."""
     played = sampling or Sampling(steps=steps, guidance=guidance, temperature=temperature)
@@ -95,10 +98,12 @@ def assemble(
             config, orchestrator=orchestrator.config, dit=dit.config, video=video.config, audio=audio.config
         ),
     )
-    stream_models.save(models, out)
+    stream_models.save(models, out, shares=shares)
     if small:
-        for part, module in (
-            ("orchestrator", orchestrator), ("dit", dit), ("video_codec", video), ("audio_codec", audio),
-        ):
+        for part, module in models.components().items():
             save_component(module, module.config, out / part, dtype=torch.int8)
+    for part in stream_models.COMPONENTS if shares else ():
+        theirs = resolve(str(shares)) / part / "model.safetensors"
+        if theirs.is_file() and theirs.read_bytes() == (out / part / "model.safetensors").read_bytes():
+            shutil.rmtree(out / part)
     return models

@@ -70,6 +70,8 @@ class DistillTerms:
     shift: float = 5.0
     temperature: float = 1.0
     """Deviation of the student's noise, in training and when it plays."""
+    picture_temperature: float | None = None
+    """The same for the picture; None: as `temperature`."""
     follow: int = 5
     """Updates of the fake score for one of the student."""
     video: float = 1.0
@@ -85,6 +87,11 @@ class DistillTerms:
     history: bool = True
     orchestrator: bool = False
     """Train the orchestrators too."""
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Of picture and speech."""
+        return self.temperature if self.picture_temperature is None else self.picture_temperature, self.temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +158,7 @@ class DistillObjective:
         return replace(
             self.teacher, name=f"{self.teacher.name}-student", orchestrator=self.model.orchestrator,
             dit=self.model.dit, steps=self.terms.steps, guidance=1.0, picture_guidance=None, picture_guidance_above=0.0,
-            temperature=self.terms.temperature, picture_temperature=None,
+            temperature=self.terms.temperature, picture_temperature=self.terms.picture_temperature,
             sampler="renoise", shift=self.terms.shift, sink=self.terms.sink, history=self.terms.history,
         )
 
@@ -216,7 +223,7 @@ class DistillObjective:
     def generate(self, context: Context, trained: int, draw: torch.Generator) -> Latents:
         """The student's steps 0 to `trained`; gradient, where wanted, through the last of them alone."""
         schedule = Opening(steps=trained + 1, of=self.terms.steps, shift=self.terms.shift)
-        sampler = RenoiseSampler(schedule=schedule, temperature=self.terms.temperature)
+        sampler = RenoiseSampler(schedule=schedule, temperature=self.terms.temperatures)
 
         def field(x: Latents, sigma: float, last: bool) -> Latents:
             level = torch.full(context.picks.shape, sigma, device=self.device)
@@ -229,7 +236,8 @@ class DistillObjective:
             (count, config.dit.video_channels, clock.VIDEO_LATENTS_PER_CHUNK, *config.latent_size),
             (count, clock.AUDIO_LATENTS_PER_CHUNK, config.dit.audio_channels),
         )
-        noise = (self.terms.temperature * torch.randn(shape, generator=draw) for shape in shapes)
+        parts = zip(shapes, self.terms.temperatures, strict=True)
+        noise = (temperature * torch.randn(shape, generator=draw) for shape, temperature in parts)
         return sampler(field, tuple(e.to(self.device) for e in noise), draw)
 
     # -- the two scores --------------------------------------------------------------------------
@@ -366,8 +374,9 @@ def train_distill(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 8,
     rate: float | None = None, fake_rate: float | None = None, cooldown: float = 0.0, seed: int = 0,
     device: str = "cpu", teacher: Path | None = None, guidance: float | None = None, audio_weight: float = 1.0,
-    follow: int = 5, train_orchestrator: bool = False, no_sink: bool = False, no_history: bool = False,
-    warmup: int = 60, updates: int | None = None, scale: Scale | None = None,
+    follow: int = 5, temperature: float = 1.0, picture_temperature: float | None = None,
+    train_orchestrator: bool = False, no_sink: bool = False, no_history: bool = False, warmup: int = 60,
+    updates: int | None = None, scale: Scale | None = None,
 ) -> None:
     """Train stage I for `minutes`, or to `updates` of the student, from the model in `teacher`; writes a model folder
     and a checkpoint."""
@@ -375,8 +384,9 @@ def train_distill(
     assert teacher is not None
     schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
     terms = DistillTerms(
-        **teacher_guidance(models, guidance), audio=audio_weight, follow=follow, sink=not no_sink,
-        history=not no_history, orchestrator=train_orchestrator,
+        **teacher_guidance(models, guidance), audio=audio_weight, follow=follow, temperature=temperature,
+        picture_temperature=picture_temperature, sink=not no_sink, history=not no_history,
+        orchestrator=train_orchestrator,
     )
     objective = DistillObjective(
         config, data, models, batch=batch, terms=terms, seed=seed, device=device,

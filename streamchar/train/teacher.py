@@ -25,9 +25,9 @@ def load_teacher(folder: Path | None) -> Models:
 
 def fingerprint(folder: Path) -> str:
     """Tells one teacher's weights from another's: a resumed run must have the one that it began with."""
-    digest = hashlib.sha256()
+    digest, folders = hashlib.sha256(), stream_models.part_folders(folder, stream_models.read_index(folder))
     for name in ("orchestrator", "dit"):
-        path = Path(folder) / name / "model.safetensors"
+        path = folders[name] / "model.safetensors"
         with open(path, "rb") as file:
             digest.update(str(path.stat().st_size).encode() + file.read(1 << 22))
             file.seek(-min(1 << 22, path.stat().st_size), 2)
