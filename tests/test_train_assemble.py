@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from streamchar.config.sampling import Sampling
 from streamchar.errors import CheckpointError
 from streamchar.stream.models import load
-from streamchar.train.assemble import Sampling, sampling_of
+from streamchar.train.assemble import sampling_of
 from streamchar.train.checkpoint import save_checkpoint
 from streamchar.train.distill import FAKE, export
 from streamchar.train.rollout import begun, followed

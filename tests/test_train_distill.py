@@ -169,7 +169,8 @@ def test_the_export_streams_with_its_own_sampler(student):
     pipe = StreamCharPipeline.from_pretrained(student)
     models = pipe.models
     kept = (models.sampler, models.steps, models.guidance, models.temperature, models.picture_temperature, models.shift)
-    assert kept == ("renoise", 4, 1.0, 0.8, 0.6, 5.0) and models.sink and models.history and models.name == "tiny-student"
+    assert kept == ("renoise", 4, 1.0, 0.8, 0.6, 5.0)
+    assert models.sink and models.history and models.name == "tiny-student"
     state = pipe.start("hello there", character=torch.zeros(3, 64, 64))
     session = pipe.session(replace(state, temperature=0.7, picture_temperature=0.3))
     assert session.sampler == RenoiseSampler(schedule=Steps(steps=4, shift=5.0), temperature=(0.3, 0.7))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from streamchar.config.sampling import Sampling
 from streamchar.convert.table import Part, Plan
 from streamchar.errors import CheckpointError, InputError
 from streamchar.stream.checkpoint import TOKENIZER
@@ -21,10 +22,6 @@ from streamchar.stream.shards import Shard, write_index, write_shard
 RECORD = "conversion.json"
 STEPS = 50
 """Sampling steps of the model before distillation (paper section 5.5)."""
-SAMPLING = {
-    "steps": STEPS, "guidance": 1.0, "temperature": 1.0, "sampler": "euler", "shift": 5.0, "sink": True,
-    "history": True,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ def carry_out(plan: Plan, folder: Path | str) -> Iterator[Step]:
             yield from _write(part, plan.max_bytes, folder / part.component)
         _copy(plan.tokenizer, folder / TOKENIZER)
         kinds = {part.component: part.kind for part in plan.parts}
-        write_model_index(folder, plan.config, kinds, name=plan.config.name, how=SAMPLING)
+        write_model_index(folder, plan.config, kinds, name=plan.config.name, how=asdict(Sampling(steps=STEPS)))
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}; what is finished is kept, run it again") from None
 

@@ -18,26 +18,21 @@ from streamchar.codecs.text import T5PromptEncoder
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
 from streamchar.config.presets import PRESETS, preset
+from streamchar.config.sampling import SAMPLING, Sampling, sampling_in
 from streamchar.dit.model import JointDiT
-from streamchar.errors import CheckpointError, InputError
+from streamchar.errors import CheckpointError, ConfigError, InputError
 from streamchar.orchestrator.lm import Orchestrator
 from streamchar.orchestrator.tokenizer import Tokenizer, tokenizer
 from streamchar.stream.weights import cast
 from streamchar.types import AudioCodec, PromptEncoder, VideoCodec
 
 INDEX = "model_index.json"
-SAMPLERS = ("euler", "renoise")
-SAMPLING = (
-    "steps", "guidance", "picture_guidance", "picture_guidance_above", "temperature", "picture_temperature",
-    "sampler", "shift", "sink", "history",
-)
-"""Fields of `Models` that a model folder's index keeps."""
 COMPONENTS = ("orchestrator", "dit", "video_codec", "audio_codec", "prompt_encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
-    """The components that a chunk needs; all shared by any number of streams."""
+class Models(Sampling):
+    """The components that a chunk needs, all shared by any number of streams, and how they are played."""
 
     name: str
     config: ModelConfig
@@ -47,25 +42,6 @@ class Models:
     audio_codec: AudioCodec
     prompt_encoder: PromptEncoder
     tokenizer: Tokenizer
-    steps: int = 16
-    """Sampling steps this model was made for."""
-    guidance: float = 1.0
-    picture_guidance: float | None = None
-    """None: as `guidance`."""
-    picture_guidance_above: float = 0.0
-    """Noise level down to which the picture is guided."""
-    temperature: float = 1.0
-    """Deviation of the noise that sampling starts from."""
-    picture_temperature: float | None = None
-    """None: as `temperature`."""
-    sampler: str = "euler"
-    """"euler" for a base model, "renoise" for a distilled student."""
-    shift: float = 5.0
-    """Warp of the sampling schedule."""
-    sink: bool = True
-    """Whether it streams with a sink (ablation)."""
-    history: bool = True
-    """Whether its orchestrator hears what was said (ablation)."""
 
     @property
     def device(self) -> torch.device:
@@ -132,14 +108,10 @@ def usable(device: str) -> torch.device:
 
 def sampling(index: dict[str, Any], folder: Path) -> dict[str, Any]:
     """How a model folder's index says that it is to be sampled."""
-    sampler = index.get("sampler", "euler")
-    if sampler not in SAMPLERS:
-        raise CheckpointError(f"{folder / INDEX} names the sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
-    defaults = {
-        "steps": 16, "guidance": 1.0, "picture_guidance": None, "picture_guidance_above": 0.0, "temperature": 1.0,
-        "picture_temperature": None, "shift": 5.0, "sink": True, "history": True,
-    }
-    return {"sampler": sampler, **{name: index.get(name, value) for name, value in defaults.items()}}
+    try:
+        return dataclasses.asdict(sampling_in(index))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / INDEX}: {error}") from None
 
 
 def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Models:

@@ -15,6 +15,7 @@ from streamchar.codecs.component import load_component, save_component
 from streamchar.codecs.text import T5PromptEncoder
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
+from streamchar.config.sampling import Sampling, sampling_in
 from streamchar.dit.model import JointDiT
 from streamchar.errors import CheckpointError
 from streamchar.orchestrator.lm import Orchestrator
@@ -40,27 +41,10 @@ class Parts:
 GUIDANCE = ("guidance", "picture_guidance", "picture_guidance_above")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a model is played: what `model_index.json` holds beside the components."""
-
-    steps: int = 16
-    guidance: float = 1.0
-    picture_guidance: float | None = None
-    picture_guidance_above: float = 0.0
-    temperature: float = 1.0
-    picture_temperature: float | None = None
-    sampler: str = "euler"
-    shift: float = 5.0
-    sink: bool = True
-    history: bool = True
-
-
 def sampling_of(folder: Path) -> Sampling:
     """As the weights in `folder` were trained to be played: a student's as its run says, else a base model's.
 
     A run of distillation says it in its export, or, where pieces of one were joined, in its checkpoint's facts."""
-    fields = [f.name for f in dataclasses.fields(Sampling)]
     for path in (folder / INDEX, folder / "checkpoint" / "facts.json"):
         if not path.is_file():
             continue
@@ -73,7 +57,7 @@ def sampling_of(folder: Path) -> Sampling:
                 continue
             own = Sampling(sampler="renoise")  # the guidance of the facts is the teacher's
             found |= {name: getattr(own, name) for name in ("sampler", *GUIDANCE)}
-        return Sampling(**{name: found[name] for name in fields if name in found})
+        return sampling_in(found)
     return Sampling()
 
 
