@@ -16,8 +16,8 @@ from streamchar.errors import CheckpointError
 from streamchar.stream.models import load
 from streamchar.train.assemble import sampling_of
 from streamchar.train.checkpoint import save_checkpoint
-from streamchar.train.distill import FAKE, export
-from streamchar.train.rollout import begun, followed
+from streamchar.train.distill import export
+from streamchar.train.teacher import FAKE, begun, followed
 from tests.distillation import distill, loaded_teacher, made_folders, plain_run  # noqa: F401 - fixtures
 from tests.test_gpu_pieces import PATH
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from streamchar.cli.main import main
 from streamchar.config.presets import toon
@@ -15,6 +16,7 @@ from streamchar.flow.sampler import RenoiseSampler
 from streamchar.flow.schedule import Schedule as Steps
 from streamchar.stream import models as stream_models
 from streamchar.stream.pipeline import StreamCharPipeline
+from streamchar.train import distill as module
 from streamchar.train import loop, streams
 from streamchar.train.distill import (
     FAKE,
@@ -25,12 +27,13 @@ from streamchar.train.distill import (
     train_distill,
 )
 from streamchar.train.loop import generator, run
-from streamchar.train.rollout import RolloutObjective, begun, followed, train_rollout
+from streamchar.train.rollout import RolloutObjective, train_rollout
 from streamchar.train.streams import Gallery, film_strip, play, spectrogram
-from streamchar.train.teacher import fingerprint, load_teacher
+from streamchar.train.teacher import begun, fingerprint, followed, load_teacher
 from tests.distillation import CONFIG, MIXED, STAGES, clip, distill, loaded_teacher, made_folders, plain_run, rollout  # noqa: F401 - fixtures
 from tests.streams import paced
 
+WEIGHTS = "model.safetensors"
 pytestmark = pytest.mark.usefixtures("plain")
 
 
@@ -175,6 +178,24 @@ def test_the_export_streams_with_its_own_sampler(student):
     session = pipe.session(replace(state, temperature=0.7, picture_temperature=0.3))
     assert session.sampler == RenoiseSampler(schedule=Steps(steps=4, shift=5.0), temperature=(0.3, 0.7))
     assert next(iter(session)).frames.shape == (33, 64, 64, 3)
+
+
+def test_stage_one_goes_on_from_a_student(student, folders, monkeypatch):
+    made, moved = [], folders / "moved"
+    for part in ("dit", "fake_score/dit"):
+        shutil.copytree(student / part, moved / part)
+        weights = {name: value + 0.01 * len(part) for name, value in load_file(moved / part / WEIGHTS).items()}
+        save_file(weights, moved / part / WEIGHTS)
+    shutil.copytree(student / "orchestrator", moved / "orchestrator")
+    monkeypatch.setattr(module, "carry_out", lambda objective, *rest, **named: made.append(objective))
+    given = {"config": CONFIG, "teacher": folders / "teacher"}
+    for start in (None, moved):
+        train_distill(folders / "video", folders / "on", 1.0, **given, start=start)
+    for part, folder in (("dit", moved / "dit"), ("fake_dit", moved / "fake_score" / "dit")):
+        fresh, begun_there = (getattr(objective.model, part).state_dict() for objective in made)
+        stored = load_file(folder / WEIGHTS)
+        assert all(torch.equal(value, stored[name]) for name, value in begun_there.items()), part
+        assert not all(torch.equal(value, stored[name]) for name, value in fresh.items()), part
 
 
 def test_what_a_model_does_without_is_kept_and_played(student, folders):

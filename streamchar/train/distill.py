@@ -42,7 +42,7 @@ from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.orchestrator import SpeechTerms, corrupt, pointer_terms
 from streamchar.train.parallel import Scale
 from streamchar.train.streams import Gallery
-from streamchar.train.teacher import fingerprint, load_teacher, teacher_guidance
+from streamchar.train.teacher import FAKE, begun, fingerprint, followed, load_teacher, teacher_guidance
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,6 @@ PAPER_RATE, RATE = 2e-6, 3e-5
 """Of the student: section 5.1's, and for models of a few million weights."""
 FAKE_SHARE = 0.2
 """The fake score's rate as a share of the student's (section 5.1: 4e-7 to 2e-6)."""
-FAKE = "fake_score"
-"""Folder of the fake score beside the student's components: stage II goes on with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,13 +371,13 @@ def pace(
 def train_distill(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 8,
     rate: float | None = None, fake_rate: float | None = None, cooldown: float = 0.0, seed: int = 0,
-    device: str = "cpu", teacher: Path | None = None, guidance: float | None = None, audio_weight: float = 1.0,
-    follow: int = 5, temperature: float = 1.0, picture_temperature: float | None = None,
+    device: str = "cpu", teacher: Path | None = None, start: Path | None = None, guidance: float | None = None,
+    audio_weight: float = 1.0, follow: int = 5, temperature: float = 1.0, picture_temperature: float | None = None,
     train_orchestrator: bool = False, no_sink: bool = False, no_history: bool = False, warmup: int = 60,
     updates: int | None = None, scale: Scale | None = None,
 ) -> None:
-    """Train stage I for `minutes`, or to `updates` of the student, from the model in `teacher`; writes a model folder
-    and a checkpoint."""
+    """Train stage I for `minutes`, or to `updates` of the student, from the model in `teacher` or an earlier student
+    in `start`; writes a model folder and a checkpoint."""
     models = load_teacher(teacher)
     assert teacher is not None
     schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
@@ -390,6 +388,8 @@ def train_distill(
     )
     objective = DistillObjective(
         config, data, models, batch=batch, terms=terms, seed=seed, device=device,
+        student=None if start is None else begun(models, start),
+        fake=None if start is None else followed(models, start),
         fake_factor=FAKE_SHARE if fake_rate is None else fake_rate / schedule.rate,
     )
     carry_out(objective, schedule, out, resume=resume, facts={"teacher": fingerprint(teacher)}, scale=scale)

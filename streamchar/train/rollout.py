@@ -23,7 +23,7 @@ Shapes: P chunks, B windows, m chunks of a window, J = 33.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +32,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from streamchar import clock
-from streamchar.codecs.component import load_component
-from streamchar.config.model import DiTConfig, ModelConfig, OrchestratorConfig
+from streamchar.config.model import ModelConfig
 from streamchar.data.dataset import WindowDataset
 from streamchar.data.shards import ClipRecord
 from streamchar.dit.cache import Conditions
-from streamchar.dit.model import JointDiT
 from streamchar.errors import ConfigError, DataError, InputError
 from streamchar.flow.path import clean_from_velocity
 from streamchar.flow.sampler import Latents, Sampler, VelocityField
 from streamchar.flow.schedule import Schedule as Steps
-from streamchar.orchestrator.lm import Orchestrator
 from streamchar.orchestrator.packing import SpeechBatch
 from streamchar.stream.chunk import generate_chunk
 from streamchar.stream.models import Models
@@ -50,19 +47,17 @@ from streamchar.stream.session import sampler_of, without
 from streamchar.stream.state import StreamState
 from streamchar.train.context import Context
 from streamchar.train.distill import (
-    FAKE,
     FAKE_SHARE,
     DistillObjective,
     DistillTerms,
     carry_out,
-    log,
     movement,
     pace,
 )
 from streamchar.train.loop import generator
 from streamchar.train.parallel import Scale
 from streamchar.train.streams import begin, transcript_of, true_cursor
-from streamchar.train.teacher import fingerprint, load_teacher, teacher_guidance
+from streamchar.train.teacher import begun, fingerprint, followed, load_teacher, teacher_guidance
 
 J = clock.AUDIO_LATENTS_PER_CHUNK
 
@@ -292,26 +287,6 @@ def longest(data: WindowDataset, count: int) -> list[ClipRecord]:
     """The `count` longest clips."""
     ranked = sorted(data.index, key=lambda entry: -entry[2])[:count]
     return [data.shards[path][number] for path, number, _ in ranked]
-
-
-def begun(teacher: Models, start: Path) -> Models:
-    """Stage I's student: its run's export, or orchestrator/ and dit/ alone as pieces of a run are joined."""
-    return replace(
-        teacher, orchestrator=load_component(Orchestrator, OrchestratorConfig, start / "orchestrator"),
-        dit=load_component(JointDiT, DiTConfig, start / "dit"),
-    )
-
-
-def followed(teacher: Models, start: Path) -> Models:
-    """The fake score that stage I left beside its student: it knows the student already. The teacher without one."""
-    folder = start / FAKE
-    if not (folder / "dit").is_dir():
-        log.info("no fake score in %s: it begins as the teacher", start)
-        return teacher
-    orchestrator = teacher.orchestrator
-    if (folder / "orchestrator").is_dir():
-        orchestrator = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
-    return replace(teacher, dit=load_component(JointDiT, DiTConfig, folder / "dit"), orchestrator=orchestrator)
 
 
 def train_rollout(

@@ -1,15 +1,26 @@
-"""The model that is distilled: its folder, what tells it from another, and the guidance it is played with."""
+"""What a distillation begins with: the teacher's folder, what tells it from another, the guidance it is played with;
+and the student and fake score of an earlier run."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from streamchar.codecs.component import load_component
+from streamchar.config.model import DiTConfig, OrchestratorConfig
+from streamchar.dit.model import JointDiT
 from streamchar.errors import CheckpointError, InputError
+from streamchar.orchestrator.lm import Orchestrator
 from streamchar.stream import models as stream_models
 from streamchar.stream.models import INDEX, Models
 
+log = logging.getLogger(__name__)
+
+FAKE = "fake_score"
+"""Folder of the fake score beside the student's components: the next run goes on with it."""
 
 def load_teacher(folder: Path | None) -> Models:
     """The model folder that is distilled."""
@@ -43,3 +54,23 @@ def teacher_guidance(models: Models, guidance: float | None) -> dict[str, Any]:
         "guidance": models.guidance, "picture_guidance": models.picture_guidance,
         "picture_guidance_above": models.picture_guidance_above,
     }
+
+
+def begun(teacher: Models, start: Path) -> Models:
+    """An earlier run's student: its export, or orchestrator/ and dit/ alone as pieces of a run are joined."""
+    return replace(
+        teacher, orchestrator=load_component(Orchestrator, OrchestratorConfig, start / "orchestrator"),
+        dit=load_component(JointDiT, DiTConfig, start / "dit"),
+    )
+
+
+def followed(teacher: Models, start: Path) -> Models:
+    """The fake score that a run left beside its student: it knows the student already. The teacher without one."""
+    folder = start / FAKE
+    if not (folder / "dit").is_dir():
+        log.info("no fake score in %s: it begins as the teacher", start)
+        return teacher
+    orchestrator = teacher.orchestrator
+    if (folder / "orchestrator").is_dir():
+        orchestrator = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
+    return replace(teacher, dit=load_component(JointDiT, DiTConfig, folder / "dit"), orchestrator=orchestrator)
