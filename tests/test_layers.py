@@ -75,6 +75,11 @@ def test_files_are_short() -> None:
     assert not long, f"at most {MAX_LINES} lines a file: " + "; ".join(long)
 
 
+def test_shipped_weights_stay_small() -> None:
+    sizes = [path.stat().st_size for path in (PACKAGE / "assets").rglob("*.safetensors")]
+    assert sizes and sum(sizes) < 40e6
+
+
 def test_only_the_command_line_prints() -> None:
     printing = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -127,8 +127,11 @@ def test_what_a_shipped_model_has_is_not_written_again(folders, run, tmp_path, m
     assert sorted(path.name for path in (tmp_path / "base").iterdir()) == ["dit", "model_index.json"]
     read = load(tmp_path / "base")
     assert (read.name, read.steps) == ("base", 7)
-    stored = load_file(tmp_path / "whole" / "orchestrator" / "model.safetensors").keys()
-    assert any(name.endswith("|int8") for name in stored)
+    for part in ("orchestrator", "prompt_encoder"):
+        stored = load_file(tmp_path / "whole" / part / "model.safetensors")
+        assert any(name.endswith("|int8") for name in stored)
+        wide = [name for name, value in stored.items() if value.ndim > 1 and value.numel() >= 4096]
+        assert wide and all(name.endswith("|int8") for name in wide), "tied weights too"
     weight = "patch_embedding.weight"
     torch.testing.assert_close(read.dit.state_dict()[weight], base.dit.state_dict()[weight], atol=2e-3, rtol=0)
     assert not torch.allclose(read.dit.state_dict()[weight], whole.dit.state_dict()[weight], atol=2e-3)

@@ -41,7 +41,7 @@ def save_component(module: nn.Module, config: Any, folder: Path, dtype: torch.dt
     `torch.int8` stores matrices by rows (`to_bytes`) and the rest as bfloat16."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = {name for name, _ in module.named_parameters()}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     tensors = {}
     for name, value in module.state_dict().items():
         cast = dtype is not None and name in parameters and value.is_floating_point()

@@ -309,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
             draw_clips(data / name, count, held_out=held_out)
     training = SyncTraining(minutes=given.minutes, steps=given.steps, seed=given.seed)
     model = train_syncnet(read_clips(data / "train"), training)
-    save_component(model, model.config, given.out, torch.float16)
+    save_component(model, model.config, given.out, torch.int8)
     held_out = read_clips(data / "held_out")
     for name, rough in (("clean", False), ("rough", True)):
         log.info("held out, %s: %s", name, json.dumps(validate(model, held_out, rough=rough)))
