@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,3 +115,14 @@ def load_component(module_type: type[M], config_type: type[Any], folder: Path) -
     module = module_type(read_config(config_type, folder, module_type.__name__))
     read_weights(module, folder)
     return module.eval()
+
+
+def fingerprint(module: nn.Module, *, without: str = "decoder.") -> str:
+    """Tells weights from others, whatever type they were stored as; those under the name `without` do not count: a
+    codec's decoder may be trained further, and its latents stay what they are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not name.startswith(without):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
