@@ -56,7 +56,9 @@ def save_component(module: nn.Module, config: Any, folder: Path, dtype: torch.dt
     save_file(tensors, part)
     part.replace(folder / "model.safetensors")
     text = json.dumps({"class": type(module).__name__, **dataclasses.asdict(config)}, indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    part = folder / "config.json.part"
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / "config.json")
 
 
 def read_config(config_type: type[Any], folder: Path, expected_class: str) -> Any:

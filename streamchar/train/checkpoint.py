@@ -63,7 +63,7 @@ def _placed(value: Tensor, like: Tensor) -> Tensor:
     return cut_like(value, like) if value.shape == like.shape and type(value) is Tensor else value
 
 
-def _swap(folder: Path, part: Path) -> None:
+def swap(folder: Path, part: Path) -> None:
     """Put a whole checkpoint in the old one's place: a stop in between loses nothing."""
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
@@ -72,7 +72,7 @@ def _swap(folder: Path, part: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _cleared(folder: Path) -> Path:
+def cleared(folder: Path) -> Path:
     """An empty folder beside the old checkpoint."""
     part = folder.with_name(folder.name + ".part")
     for leftover in (part, folder.with_name(folder.name + ".old")):
@@ -89,12 +89,12 @@ def save_checkpoint(
     facts: dict[str, Any],
 ) -> None:
     """Write a whole checkpoint beside the old one, then swap."""
-    part = _cleared(folder)
+    part = cleared(folder)
     save_file({n: p.detach().contiguous().clone() for n, p in model.state_dict().items()}, part / "model.safetensors")
     save_file(_optimizer_tensors(model, optimizers), part / "optimizer.safetensors")
     save_file({n: v.cpu().contiguous() for n, v in average.items()}, part / "average.safetensors")
     (part / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    _swap(folder, part)
+    swap(folder, part)
 
 
 def save_shards(
@@ -111,7 +111,7 @@ def save_shards(
 
     part = folder.with_name(folder.name + ".part")
     if team.leads:
-        _cleared(folder)
+        cleared(folder)
     team.wait()
     tensors = {f"model|{n}": p.detach() for n, p in model.state_dict().items()}
     tensors |= {f"optimizer|{n}": value for n, value in _optimizer_tensors(model, optimizers).items()}
@@ -120,7 +120,7 @@ def save_shards(
     team.wait()
     if team.leads:
         (part / "facts.json").write_text(json.dumps({**facts, FORMAT: SHARDED}, indent=2), encoding="utf-8")
-        _swap(folder, part)
+        swap(folder, part)
     team.wait()
 
 
@@ -192,4 +192,7 @@ def recover(folder: Path) -> None:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What is known of the run. Raises `OSError` and `ValueError`."""
-    return json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError(f"facts.json holds a {type(facts).__name__}, no object")
+    return facts

@@ -70,8 +70,8 @@ def _speech(piece: Piece) -> None:
 
 def _clips(piece: Piece) -> None:
     count = int(piece.amount)
-    last = piece.folder / f"frames-{(piece.seed + count - 1) // SHARD:04d}.npy"
-    if not last.exists():
+    shards = range(piece.seed // SHARD, (piece.seed + count - 1) // SHARD + 1)
+    if not all((piece.folder / f"frames-{i:04d}.npy").exists() for i in shards):
         render_clips(piece.folder, count, held_out=piece.held_out, seed=piece.seed)
 
 
