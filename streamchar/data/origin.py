@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,20 @@ def settle(path: Path, origin: Mapping[str, Any], *, begun: bool, known: Mapping
     part = path.with_suffix(f".{os.getpid()}.part")  # two machines may begin the same folder
     part.write_text(json.dumps(dict(origin), indent=1) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def encoders(folders: Iterable[Path]) -> dict[str, str]:
+    """What latents of these folders together were encoded with, where recipes say so. Raises `DataError`."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        origin = read_origin(folder / NAME) or {}
+        for key in ("audio_codec", "video_codec"):
+            value = origin.get(key)
+            if value is not None and found.setdefault(key, value) != value:
+                raise DataError(
+                    f"the shards in {folder} are of another {key} than the run's other data; encode both with one"
+                )
+    return found
 
 
 def _short(value: Any) -> str:

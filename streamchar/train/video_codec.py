@@ -253,8 +253,8 @@ def train_video_codec(
 ) -> ToonVideoCodec:
     """Train on the shards in `data` for `minutes` and write the codec (moving average) to `out`.
 
-    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`;
-    `freeze_encoder` trains the decoder alone, unless `settings` say otherwise.
+    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`, with its
+    own weights; `freeze_encoder` trains the decoder alone, unless `settings` say otherwise.
     """
     settings = settings or VideoCodecTraining(minutes=minutes, decoder_only=freeze_encoder)
     torch.manual_seed(settings.seed)
@@ -270,6 +270,8 @@ def train_video_codec(
         principal_start(codec, sample)
     trainer = Trainer(codec.to(device), settings)
     if resume:
+        if start is not None:
+            log.info("the weights in --start %s are not used: a resumed run goes on with its own", start)
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
     batches = [shards.batches(crop, generator) for crop in settings.crops]
