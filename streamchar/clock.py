@@ -20,7 +20,6 @@ AUDIO_LATENTS_PER_CHUNK = FRAMES_PER_CHUNK  # 33
 SAMPLES_PER_CHUNK = AUDIO_LATENTS_PER_CHUNK * AUDIO_STRIDE  # 67,584
 
 AUDIO_PER_VIDEO_LATENT = 4  # audio latents per video latent: 24 Hz against 6 Hz
-VIDEO_LATENT_RATE = Fraction(VIDEO_FPS, VIDEO_STRIDE)  # 6 Hz
 
 CHUNK_SECONDS = Fraction(FRAMES_PER_CHUNK, VIDEO_FPS)  # 11/8 s = 1.375 s
 
@@ -46,19 +45,9 @@ def samples(chunks: int) -> int:
     return chunks * SAMPLES_PER_CHUNK
 
 
-def mux_samples(chunks: int) -> int:
-    """Audio samples at 48,000 Hz in `chunks` chunks."""
-    return chunks * MUX_SAMPLES_PER_CHUNK
-
-
 def frame_time(index: int) -> Fraction:
     """Presentation time of RGB frame `index`, in seconds."""
     return Fraction(index, VIDEO_FPS)
-
-
-def latent_time(index: int) -> Fraction:
-    """Start of audio latent `index`, in seconds."""
-    return Fraction(index) / AUDIO_LATENT_RATE
 
 
 def chunks_for(seconds: float | Fraction) -> int:

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from streamchar.codecs.audio import DecoderState
 from streamchar.config.presets import tiny
+from streamchar.flow.sampler import EulerSampler
+from streamchar.flow.schedule import Schedule
 from streamchar.orchestrator.packing import TAIL
 from streamchar.stream.chunk import ChunkLatents, generate_chunk
 from streamchar.stream.models import Models, fresh
-from streamchar.stream.session import default_sampler
 from streamchar.stream.state import StreamState
 
 CONFIG = tiny()
-SAMPLER = default_sampler(2)
+SAMPLER = EulerSampler(schedule=Schedule(steps=2, shift=5.0))
 SHORT = "hello there, how are you today?"
 LONG = "the quick brown fox jumps over the lazy dog and then it rests under an old tree for a while. " * 4
 

@@ -334,4 +334,7 @@ def test_training_writes_a_codec_that_loads(tmp_path):
 def test_training_needs_data(tmp_path):
     with pytest.raises(DataError, match="run prepare_speech first"):
         Speeches(tmp_path)
+    (tmp_path / "speech-00000.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match="speech-00000.npz is not readable speech .*spoken again"):
+        Speeches(tmp_path)
     assert WINDOW == 4 * HOP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import VideoCodecConfig
 from streamchar.config.presets import tiny, toon
 from streamchar.errors import CheckpointError, ConfigError, DataError, InputError, StateError
+from streamchar.train import raw
+from streamchar.train import video_codec as training
 from streamchar.train.principal import principal_start
-from streamchar.train.video_clips import ClipShards, Crop, weight_map, write_shard
+from streamchar.train.video_clips import SHARD, ClipShards, Crop, weight_map, write_shard
 from streamchar.train.video_codec import (
+    Trainer,
     VideoCodecTraining,
     reconstruction_gradient,
     reconstruction_loss,
@@ -228,6 +232,56 @@ def test_training_the_decoder_alone_keeps_stored_latents_valid(tmp_path: Path) -
     z, tuned = start.encode(clip(5)), ToonVideoCodec.load(tmp_path / "out")
     torch.testing.assert_close(tuned.encode(clip(5)), z, atol=2e-2, rtol=2e-2)  # stored in 16 bits
     assert not torch.equal(tuned.decode(z), start.decode(z))
+
+
+def test_a_state_that_was_cut_short_is_refused_and_does_not_replace_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(ToonVideoCodec(tiny().video), VideoCodecTraining(minutes=1))
+    trainer.step = 7
+    trainer.save(tmp_path / "training")
+
+    def stop(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_file", stop)
+    trainer.step = 8
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save(tmp_path / "training")
+    (tmp_path / "training").rename(tmp_path / "training.old")  # stopped between the two renames
+    trainer.load(tmp_path / "training")
+    assert trainer.step == 7
+
+    other = Trainer(ToonVideoCodec(replace(tiny().video, latent_channels=12)), VideoCodecTraining(minutes=1))
+    with pytest.raises(StateError, match="of another codec"):
+        other.load(tmp_path / "training")
+    for name in ("training.safetensors", "training.json"):
+        path = tmp_path / "training" / name
+        whole = path.read_bytes()
+        for damaged in (whole[: len(whole) // 2], b"", b"[]"):
+            path.write_bytes(damaged)
+            with pytest.raises(StateError, match="missing or damaged.*--start"):
+                trainer.load(tmp_path / "training")
+        path.write_bytes(whole)
+
+
+def test_a_damaged_shard_of_clips_says_so_and_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path)
+    first = min(tmp_path.glob("frames-*.npy"))
+    whole, drawn = first.read_bytes(), []
+    monkeypatch.setattr(raw, "render_clips", lambda *_, **options: drawn.append(options["seed"]))
+    piece = raw.Piece(folder=tmp_path, seed=0, amount=2 * SHARD)
+    (tmp_path / "frames-0001.npy").write_bytes(whole)
+    raw._clips(piece)
+    assert not drawn
+    for damaged in (whole[:200], b""):
+        first.write_bytes(damaged)
+        with pytest.raises(DataError, match="frames-0000.npy is not a readable array .*drawn again"):
+            ClipShards(tmp_path)
+    first.unlink()
+    raw._clips(piece)
+    assert drawn == [0]
 
 
 def test_training_without_data_or_state_says_so(tmp_path: Path) -> None:

@@ -11,10 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from streamchar.codecs.audio import ToonAudioCodec
+from streamchar.codecs.video import ToonVideoCodec
+from streamchar.config.presets import tiny
+from streamchar.data import prepare as preparing
 from streamchar.data.dataset import WindowDataset, collate, cut_window, progress_at, steps
-from streamchar.data.prepare import Recipe
+from streamchar.data.prepare import Recipe, prepare
 from streamchar.data.shards import ClipRecord, Shard, shard_paths, write_shard
-from streamchar.errors import ConfigError, DataError
+from streamchar.errors import ConfigError, DataError, InputError
+from streamchar.train import raw
 
 J = 33
 CHUNK = 1.375
@@ -96,6 +101,67 @@ def test_hours_must_be_positive(tmp_path):
         Recipe(folder=tmp_path, hours=0, audio_codec=tmp_path)
     assert Recipe(folder=tmp_path, hours=0.01, audio_codec=tmp_path).shards == 1
     assert Recipe(folder=tmp_path, hours=2, audio_codec=tmp_path).shards == 12
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Shards of random latents for `prepare`, and codecs: `other` has other weights, `trained` another decoder."""
+
+    def shard(recipe, index):
+        seed = (recipe.seed * preparing.SHARDS + index) * preparing.SEEDS
+        path = recipe.folder / f"shard-{index:05d}.safetensors"
+        write_shard(path, [clip(1, seed, video=recipe.video_codec is not None)])
+        return path
+
+    monkeypatch.setattr(preparing, "prepare_shard", shard)
+    torch.manual_seed(0)
+    codec = ToonAudioCodec(tiny().audio)
+    codec.save(tmp_path / "codec")
+    codec.decoder.load_state_dict({k: v + 1 for k, v in codec.decoder.state_dict().items()})
+    codec.save(tmp_path / "trained")
+    ToonAudioCodec(tiny().audio).save(tmp_path / "other")
+    ToonVideoCodec(tiny().video).save(tmp_path / "video")
+    return Recipe(folder=tmp_path / "data", hours=0.2, audio_codec=tmp_path / "codec", seed=3)
+
+
+def test_shards_of_two_recipes_do_not_mix(tmp_path, made):
+    assert len(prepare(made)) == 1
+    more = replace(made, hours=0.5, shard_seconds=900.0, audio_codec=tmp_path / "trained")
+    assert len(prepare(more)) == 2, "its latents are the same, and numbers of its own has a shard of any length"
+    for change, reason in (
+        ({"seed": 4}, "seed = 3, this call has 4"),
+        ({"held_out": True}, "held_out = False, this call has True"),
+        ({"audio_codec": tmp_path / "other"}, "audio_codec = "),
+        ({"video_codec": tmp_path / "video"}, "speech_only = True, this call has False"),
+    ):
+        with pytest.raises(InputError, match=f"data holds data with {reason}.*or another folder"):
+            prepare(replace(made, **change))
+    for path in shard_paths(made.folder):
+        path.unlink()
+    assert prepare(replace(made, seed=4)), "nothing is there to be mixed with"
+    (made.folder / "recipe.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="recipe.json is not readable"):
+        prepare(made)
+
+
+def test_a_folder_from_before_recipes_goes_on_with_what_its_shards_tell(made, caplog):
+    prepare(made)
+    (made.folder / "recipe.json").unlink()
+    with pytest.raises(InputError, match="seed = 3, this call has 4"):
+        prepare(replace(made, seed=4))
+    prepare(made)
+    assert "without a recipe" in caplog.text and not (made.folder / "recipe.json").exists(), "its codec is unknown"
+
+
+def test_raw_clips_of_both_halves_do_not_mix(tmp_path, monkeypatch):
+    def write(make, pieces, workers):
+        (tmp_path / "frames-0000.npy").touch()
+
+    monkeypatch.setattr(raw, "_all", write)
+    raw.raw_clips(tmp_path, 8)
+    raw.raw_clips(tmp_path, 8, seed=5)
+    with pytest.raises(InputError, match="held_out = False, this call has True"):
+        raw.raw_clips(tmp_path, 8, held_out=True)
 
 
 # -- windows -----------------------------------------------------------------------------------------

@@ -71,6 +71,21 @@ def test_transcripts_and_videos_must_match(video: Path, tmp_path: Path) -> None:
     lines.write_text('{"transcript": "one"}\n')
     with pytest.raises(DataError, match="line 1"):
         read_samples(video.parent, lines)
+    good = {"name": "count", "transcript": "one"}
+    for key, value in {
+        "transcript": 3, "character": "3", "prompt": ["happy"], "direction": 5, "voice": 1, "picture": {}, "words": [],
+        "rtf": "fast",
+    }.items():  # fmt: skip
+        lines.write_text(json.dumps(good | {key: value}) + "\n")
+        with pytest.raises(DataError, match=rf"t.jsonl, line 1: {key} must be .*, got"):
+            read_samples(video.parent, lines)
+    for text in ("[1]", "3", '{"name": '):
+        lines.write_text(text + "\n")
+        with pytest.raises(DataError, match='line 1: expected {"name"'):
+            read_samples(video.parent, lines)
+    lines.write_text(2 * (json.dumps(good) + "\n"))
+    with pytest.raises(DataError, match="line 2: .* count has been before"):
+        read_samples(video.parent, lines)
 
 
 def test_a_file_that_is_no_video(tmp_path: Path) -> None:

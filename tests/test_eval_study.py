@@ -184,6 +184,25 @@ def test_answers_that_do_not_belong(tmp_path: Path) -> None:
     good.write_text(json.dumps(value))
     with pytest.raises(DataError, match="left, same, right"):
         score_study([good], path)
+    whole = json.loads(path.read_text())
+    pair = next(iter(whole["pairs"]))
+    for change, fault in (
+        ({"answers": [1]}, "answers must be an object"), ({"answers": {pair: 3}}, f"answers: {pair} must be an object"),
+        ({"rater": 3}, "rater must be text"), ({"study": 4}, "study must be text"),
+    ):  # fmt: skip
+        good.write_text(json.dumps(value | change))
+        with pytest.raises(DataError, match=rf"a.json.*{fault}, got"):
+            score_study([good], path)
+    answered(good, key, "x", lambda *_: "a")
+    for change, fault in (
+        ({"a": "alpha"}, "a must be an object"), ({"b": {}}, "b: name must be text"),
+        ({"pairs": []}, "pairs must be an object"), ({"pairs": {pair: 1}}, f"pairs: {pair} must be an object"),
+        ({"pairs": {pair: {"left": 1}}}, f"pair {pair}: left must be a or b"), ({"study": None}, "study must be text"),
+        ({"questions": 3}, "questions must be a list of texts"),
+    ):  # fmt: skip
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(DataError, match=rf"key.json.*{fault}, got"):
+            score_study([good], path)
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "c.json").write_text("{}")
     path.unlink()

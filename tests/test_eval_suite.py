@@ -319,11 +319,22 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         "goes with a character": [good | {"voice": 3}],
         "expected a name": [good | {"name": "../x"}],
         "got no item": [],
+        r"item 1 \(x\): picture must be text, got 5": [good | {"picture": 5}],
+        r"item 1 \(x\): direction must be \[mood": [good | {"direction": 3}],
+        r"direction must be \[mood, gesture, energy\], got \[1, 2, 3\]": [good | {"direction": [1, 2, 3]}],
+        "prompt must be text, got": [good | {"prompt": ["happy"]}],
+        "seconds must be a number": [good | {"seconds": "3"}],
+        "voice must be a whole number": [good | {"voice": [1]}],
+        "expected {": ["x"],
     }.items():
         with pytest.raises(DataError, match=fault):
             protocol.load(write(*items))
     with pytest.raises(DataError, match="expected seconds"):
         protocol.load(write(good, seconds=None))
+    for more, fault in (({"seed": "x"}, "seed must be a whole number"), ({"name": [1]}, "name must be text, got")):
+        with pytest.raises(DataError, match=rf"my.json: {fault}"):
+            protocol.load(write(good, **more))
+    assert protocol.load(write(good, seed=None, name=None)).seed == 0
     with pytest.raises(InputError, match="--clips must be from 1 to 1"):
         protocol.load(write(good)).first(2)
     with pytest.raises(InputError, match="unknown protocol"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 from serving import TEXT, Seat, until, worker
 
+from streamchar.errors import InputError
+from streamchar.serve import floor, vault
 from streamchar.serve.floor import Opening
 from streamchar.serve.protocol import (
     Playhead,
@@ -16,7 +19,7 @@ from streamchar.serve.protocol import (
     Start,
     Stop,
 )
-from streamchar.serve.vault import KEEP
+from streamchar.serve.vault import KEEP, Vault
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,60 @@ def test_a_client_that_must_report_and_does_not_gives_its_place_away(tmp_path):
     silent.send(Playhead(at=silent.frames / 24))
     until(lambda: silent.live.id not in engine.floor.parked)
     engine.close()
+
+
+def aged(folder, session, hours=2.0):
+    """Everything that is kept of a session was written some hours ago."""
+    then = time.time() - 3600 * hours
+    for path in folder.glob(f"{session}.*"):
+        os.utime(path, (then, then))
+
+
+def test_snapshots_go_after_an_hour_though_nobody_comes(tmp_path, monkeypatch):
+    """Another server's and half-written ones too; not those of a session that is open, however long it listens."""
+    monkeypatch.setattr(floor, "SWEEP_SECONDS", 0.05)
+    engine = worker(tmp_path)
+    lost, listening = Seat(engine, Start(text=TEXT)), Seat(engine, Start(text=TEXT))
+    for seat in (lost, listening):
+        seat.wait("idle")
+    engine.gone(lost.live)
+    until(lambda: lost.live.id not in engine.floor.lives)
+    half, foreign, fresh = "0" * 32, "1" * 32, "2" * 32
+    for name in (f"{half}.start", f"{foreign}.start", f"{foreign}.{33:012d}.json", f"{fresh}.start"):
+        (tmp_path / name).write_text("{}")
+    for session in (half, foreign, lost.live.id, listening.live.id):
+        aged(tmp_path, session)
+    until(lambda: {path.name[:32] for path in tmp_path.iterdir()} == {fresh, listening.live.id})
+    assert engine.floor.vault.find(listening.live.id, 0)
+    engine.close()
+
+
+def test_many_sessions_do_not_push_out_one_that_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr(vault, "MAX_SESSIONS", 1)
+    old, young, younger = "a" * 32, "b" * 32, "c" * 32
+    for session in (old, young, younger):
+        (tmp_path / f"{session}.{33:012d}.json").write_text("{}")
+    aged(tmp_path, old, hours=0.5)
+    Vault(tmp_path)
+    assert {path.name[:32] for path in tmp_path.iterdir()} == {young, younger}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_only_its_user_can_read_the_folder(tmp_path):
+    made, found, mixed = tmp_path / "made", tmp_path / "found", tmp_path / "mixed"
+    Vault(made)
+    for folder in (found, mixed):
+        folder.mkdir()
+        folder.chmod(0o755)
+        (folder / f"{'0' * 32}.start").touch()
+    Vault(found)
+    assert [folder.stat().st_mode & 0o777 for folder in (made, found)] == [0o700, 0o700]
+    (mixed / "letters.txt").touch()
+    with pytest.raises(InputError, match="others can read the snapshot folder .*mixed.* a folder of its own"):
+        Vault(mixed)
+    assert mixed.stat().st_mode & 0o777 == 0o755
+    mixed.chmod(0o700)
+    Vault(mixed)
 
 
 def test_the_vault_keeps_few_and_looks_ids_up_only(tmp_path):

@@ -18,7 +18,6 @@ from streamchar.flow.schedule import Schedule
 from streamchar.orchestrator.packing import TAIL
 from streamchar.stream.chunk import generate_chunk, word_spans
 from streamchar.stream.memory import slide
-from streamchar.stream.session import default_sampler
 from streamchar.stream.state import StreamState
 from streamchar.types import Transcript
 
@@ -161,7 +160,7 @@ def test_guidance_of_one_runs_no_second_model(models):
 
 def test_guidance_is_linear_in_one_step(models):
     """x = noise - (u + g (v - u)): the chunk at 2 lies as far beyond the one at 1 as that beyond 0."""
-    sampler = default_sampler(1)
+    sampler = EulerSampler(schedule=Schedule(steps=1, shift=5.0))
     zero, one, two = (
         next(play(models, start(models, guidance=g), sampler=sampler))[0] for g in (0.0, 1.0, 2.0)
     )

@@ -20,7 +20,7 @@ import torch
 
 from streamchar.clock import AUDIO_RATE, FRAMES_PER_CHUNK, MUX_RATE, SAMPLES_PER_CHUNK
 from streamchar.errors import InputError, StateError
-from streamchar.stream.mux import Muxer, write_clip
+from streamchar.stream.mux import Muxer
 from streamchar.types import Chunk
 
 SIZE = 64
@@ -123,7 +123,8 @@ def test_wav_keeps_the_models_rate(tmp_path: Path) -> None:
 def test_colours_survive(tmp_path: Path) -> None:
     colours = torch.tensor([[220, 40, 40], [40, 200, 60], [30, 60, 210], [250, 220, 30]], dtype=torch.uint8)
     frame = colours.repeat_interleave(16, 0)[:, None].expand(64, 64, 3)
-    write_clip(tmp_path / "a.mp4", frame[None].repeat(6, 1, 1, 1), torch.zeros(SAMPLES_PER_CHUNK))
+    with Muxer(tmp_path / "a.mp4") as muxer:
+        muxer.add(frame[None].repeat(6, 1, 1, 1), torch.zeros(SAMPLES_PER_CHUNK))
     picture = decode(tmp_path / "a.mp4")[0][3].to_ndarray(format="rgb24")
     assert np.abs(picture[8::16, 32].astype(int) - colours.numpy()).max() < 12
 
@@ -228,7 +229,7 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_loud_sound_is_clipped_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    frames = make_chunk(0).frames
-    write_clip(tmp_path / "a.wav", frames, torch.full((SAMPLES_PER_CHUNK,), 1.5))
+    with Muxer(tmp_path / "a.wav") as muxer:
+        muxer.add(make_chunk(0).frames, torch.full((SAMPLES_PER_CHUNK,), 1.5))
     assert "full scale" in caplog.text
     assert soundfile.read(tmp_path / "a.wav")[0].max() <= 1

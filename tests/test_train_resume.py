@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,12 @@ from streamchar.codecs.text import T5PromptEncoder, word_tokenizer
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper
 from streamchar.data.dataset import WindowDataset
+from streamchar.data.origin import encoders
 from streamchar.data.shards import write_shard
-from streamchar.errors import DataError
+from streamchar.errors import DataError, StateError
 from streamchar.orchestrator.pointer import Progress, pointer_loss
-from streamchar.train import loop, streams
+from streamchar.train import joint, loop, orchestrator, streams
+from streamchar.train.checkpoint import FROZEN
 from streamchar.train.joint import JointObjective, VideoTerms
 from streamchar.train.loop import Schedule, run
 from streamchar.train.orchestrator import SpeechObjective, SpeechTerms
@@ -118,6 +121,54 @@ def test_a_run_whose_data_has_gone_goes_on_and_says_so(folders, tmp_path, caplog
             )
         assert bool(caplog.records) == resume and len(objective.seen) == 1
     assert "shard-00001.safetensors" in caplog.text and "going on with what is there" in caplog.text
+
+
+# -- what is frozen and not in the checkpoint --------------------------------------------------------
+
+
+def test_a_run_goes_on_with_the_frozen_parts_that_it_was_begun_with(tmp_path):
+    def go(name, steps, origin=None, **frozen):
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_shard(tmp_path / name / "shard-00000.safetensors", [clip(2, 0, video=False)])
+        if origin is not None:
+            (tmp_path / name / "recipe.json").write_text(json.dumps(origin))
+        objective, schedule = Reader(tmp_path / name), Schedule(minutes=60.0, rate=1e-3, max_steps=steps)
+        run(
+            objective, schedule, tmp_path / "run", resume=steps > 1, export=lambda _: None,
+            data={"data": objective.data}, facts={FROZEN: frozen} if frozen else None,
+        )  # fmt: skip
+
+    go("old", 1)  # as all checkpoints were: nothing is known
+    go("one", 2, {"seed": 1, "audio_codec": "a"}, prompt_encoder="x")
+    go("other", 3, {"seed": 2, "audio_codec": "a"})  # data of another seed is welcome
+    go("old", 4)
+    with pytest.raises(StateError, match="begun with another audio codec; go on with that one"):
+        go("third", 5, {"audio_codec": "b"})
+    with pytest.raises(StateError, match="begun with another prompt encoder; go on with that one"):
+        go("one", 5, prompt_encoder="y")
+
+
+def test_data_of_two_codecs_is_refused(tmp_path):
+    for name, codec in (("data", "a"), ("speech", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text(json.dumps({"audio_codec": codec, "video_codec": None}))
+    with pytest.raises(DataError, match="speech are of another audio_codec"):
+        encoders([tmp_path / "data", tmp_path / "speech"])
+
+
+def test_stage_two_keeps_its_prompt_encoder_and_a_resumed_run_its_weights(folders, tmp_path, monkeypatch, caplog):
+    seen = []
+    for module in (joint, orchestrator):
+        monkeypatch.setattr(module, "run", lambda *_, facts, **options: seen.append(facts.get(FROZEN)))
+    for name in ("one", "other"):
+        T5PromptEncoder(CONFIG.prompt, word_tokenizer(["happy"])).save(tmp_path / name)
+    caplog.set_level("INFO", logger="streamchar")
+    options = {"config": CONFIG, "resume": True, "start": tmp_path / "nothing is there"}
+    for name in ("one", "one", "other"):
+        joint.train_joint(folders / "video", tmp_path / "out", 1.0, prompt_encoder=tmp_path / name, **options)
+    assert seen[0] == seen[1] != seen[2] and all(len(frozen["prompt_encoder"]) == 16 for frozen in seen)
+    orchestrator.train_orchestrator(folders / "speech", tmp_path / "out", 1.0, **options)
+    assert caplog.text.count("goes on with its own weights") == 4
 
 
 # -- the pointer -------------------------------------------------------------------------------------

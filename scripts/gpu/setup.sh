@@ -91,6 +91,9 @@ start_shards() { # FOLDER WORKERS SHARD_SECONDS [options of `streamchar world`]:
         OMP_NUM_THREADS=1 streamchar world --shards "$folder/held_out" --held-out --seed 900 --workers "$CORES" \
             --hours "$(calculate "$CORES * $seconds / 4 / 3600")" --shard-seconds "$(calculate "$seconds / 4")" "$@"
     fi
+    if [ "$(shards_in "$folder")" != 0 ]; then # shards of another recipe: an error here, not in the background's log
+        streamchar world --shards "$folder" --seed "$(data_seed "$folder")" --hours 0.001 --shard-seconds "$seconds" "$@"
+    fi
     (
         export OMP_NUM_THREADS=1 # exec: what stop_data ends must be Python itself
         exec "$PYTHON" -m streamchar world --shards "$folder" --seed "$(data_seed "$folder")" \

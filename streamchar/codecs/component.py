@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,9 @@ def save_component(module: nn.Module, config: Any, folder: Path, dtype: torch.dt
     save_file(tensors, part)
     part.replace(folder / "model.safetensors")
     text = json.dumps({"class": type(module).__name__, **dataclasses.asdict(config)}, indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    part = folder / "config.json.part"
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / "config.json")
 
 
 def read_config(config_type: type[Any], folder: Path, expected_class: str) -> Any:
@@ -114,3 +117,14 @@ def load_component(module_type: type[M], config_type: type[Any], folder: Path) -
     module = module_type(read_config(config_type, folder, module_type.__name__))
     read_weights(module, folder)
     return module.eval()
+
+
+def fingerprint(module: nn.Module, *, without: str = "decoder.") -> str:
+    """Tells weights from others, whatever type they were stored as; those under the name `without` do not count: a
+    codec's decoder may be trained further, and its latents stay what they are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not name.startswith(without):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

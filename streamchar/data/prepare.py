@@ -1,11 +1,12 @@
 """Data generation: world clips through the codecs into shards; parallel, resumable.
 
-Shard i of a folder is a function of (seed, i) alone: workers take numbers, a stopped run goes on
+Shard i of a folder is a function of the recipe and i alone: workers take numbers, a stopped run goes on
 where shards are missing, and two machines can share the work.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -13,20 +14,30 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from streamchar import clock, phonemes
+from streamchar.codecs.component import fingerprint
+from streamchar.data.origin import NAME, settle
 from streamchar.data.shards import REFERENCE_LATENTS, ClipRecord, write_shard
-from streamchar.errors import ConfigError
+from streamchar.errors import ConfigError, DataError
 from streamchar.types import AudioCodec, Speech, VideoCodec
 
 log = logging.getLogger(__name__)
 
 SHARD_SECONDS = 600.0
 MAX_SHARD_SECONDS = 1200.0
-"""A shard's clips have 1,000 seeds to themselves, and no clip is shorter than a chunk."""
+"""A shard's clips have `SEEDS` numbers to themselves, and no clip is shorter than a chunk."""
 END_ID = len(phonemes.ALPHABET)
+SEEDS = 1000
+"""Numbers of clips that a shard has to itself."""
+SHARDS = 100_000
+"""Numbers of shards that a seed has to itself."""
+RANDOM_VOICES = 0.6
+"""Share of the clips of speech alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,31 @@ class Recipe:
     @property
     def shards(self) -> int:
         return max(1, round(self.hours * 3600 / self.shard_seconds))
+
+
+def origin(recipe: Recipe) -> dict[str, Any]:
+    """What shard N of a folder follows from, beside N. Not its playing time: whatever that is, a shard's clips have
+    numbers of their own, and short shards may lie beside long ones."""
+    from streamchar.codecs.audio import ToonAudioCodec
+    from streamchar.codecs.video import ToonVideoCodec
+
+    found = {
+        "seed": recipe.seed, "held_out": recipe.held_out, "speech_only": recipe.video_codec is None,
+        "audio_codec": fingerprint(ToonAudioCodec.load(recipe.audio_codec)),
+    }  # fmt: skip
+    if recipe.video_codec is None:
+        return {**found, "random_voices": RANDOM_VOICES}
+    return {**found, "video_codec": fingerprint(ToonVideoCodec.load(recipe.video_codec)), "size": recipe.size}
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a shard says itself of what it follows from."""
+    try:
+        with safe_open(path, "pt") as file:
+            clips = json.loads((file.metadata() or {})["clips"])
+            return {"seed": clips[0]["seed"] // SEEDS // SHARDS, "speech_only": "video" not in file.keys()}
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a readable shard ({error}); delete it and prepare it again") from None
 
 
 def tokens_of(speech: Speech) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +129,7 @@ def speech_record(codec: AudioCodec, seed: int, *, held_out: bool) -> ClipRecord
 
     rng = random.Random(f"speech-{seed}-{held_out}")
     named = [v for i, v in enumerate(VOICES) if i not in HELD_OUT_VOICES]
-    voice = random_voice(rng) if rng.random() < 0.6 else rng.choice(named)
+    voice = random_voice(rng) if rng.random() < RANDOM_VOICES else rng.choice(named)
     speech = talk(sentences(seed, rng.randint(2, 5), held_out=held_out, template_rate=0.2), voice, rng)
     ids, starts = tokens_of(speech)
     return ClipRecord(
@@ -138,7 +174,7 @@ def prepare_shard(recipe: Recipe, index: int) -> Path:
     audio = ToonAudioCodec.load(recipe.audio_codec)
     video = None if recipe.video_codec is None else ToonVideoCodec.load(recipe.video_codec)
     clips: list[ClipRecord] = []
-    seconds, seed, began = 0.0, (recipe.seed * 100_000 + index) * 1000, time.monotonic()
+    seconds, seed, began = 0.0, (recipe.seed * SHARDS + index) * SEEDS, time.monotonic()
     while seconds < recipe.shard_seconds:
         record = (
             speech_record(audio, seed, held_out=recipe.held_out) if video is None
@@ -161,8 +197,11 @@ def _work(job: tuple[Recipe, int]) -> Path:
 
 
 def prepare(recipe: Recipe) -> list[Path]:
-    """Make all missing shards with `workers` processes; returns every shard of the recipe."""
+    """Make all missing shards with `workers` processes; returns every shard of the recipe. Raises `InputError` where
+    the folder's are of another."""
     recipe.folder.mkdir(parents=True, exist_ok=True)
+    there = sorted(recipe.folder.glob("shard-*.safetensors"))
+    settle(recipe.folder / NAME, origin(recipe), begun=bool(there), known=told(there[0]) if there else None)
     jobs = [(recipe, index) for index in range(recipe.shards)]
     if recipe.workers <= 1:
         return [prepare_shard(*job) for job in jobs]

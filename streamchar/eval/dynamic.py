@@ -117,13 +117,6 @@ def brightness(frames_N3HW: Tensor) -> Tensor:
     return F.interpolate(grey, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-@torch.no_grad()
-def pair_flows(frames_N3HW: Tensor) -> Tensor:
-    """Frames 1/8 s apart -> (N - 1,): mean of the largest 5 % of each pair's flow, in pixels at 256 px."""
-    grey = brightness(frames_N3HW)
-    return torch.cat([largest(a, b) for a, b in zip(grey[:-1].split(16), grey[1:].split(16), strict=True)])
-
-
 def largest(first_N1HW: Tensor, second_N1HW: Tensor) -> Tensor:
     """(N,) of pairs of `brightness`: mean of the largest 5 % of the flow, in pixels at 256 px."""
     speed = optical_flow(first_N1HW, second_N1HW).norm(dim=1).flatten(1) * (REPORTED / SHORT_SIDE)

@@ -102,8 +102,8 @@ def claim(out: Path, owner: Mapping[str, Any]) -> None:
     try:
         if out.is_dir() and any(out.iterdir()):
             try:
-                found = json.loads(mark.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                found = dict(json.loads(mark.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
                 raise InputError(f"{out} is not empty and is no evaluation; give another folder with --out") from None
             if found != json.loads(json.dumps(owner)):
                 differs = sorted(k for k in {*found, *owner} if found.get(k) != owner.get(k))

@@ -31,11 +31,17 @@ from pathlib import Path
 from typing import Any
 
 from streamchar.errors import DataError, InputError
+from streamchar.eval.entries import Kind, check
 
 SCHEMA = "streamchar-protocol/1"
 FOLDER = Path(__file__).parents[1] / "assets" / "protocols"
 FAST = "-fast"
 """Ends the names of the variants for two cores: fewer and shorter clips, never to be compared with the whole ones."""
+_KINDS: Mapping[str, Kind] = {
+    "prompt": "text", "voice_text": "text", "picture": "text", "reference": "text", "seconds": "a number",
+    "direction": "[mood, gesture, energy]",
+}  # fmt: skip
+"""Of an item's keys; the others' values are checked further."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 logger = logging.getLogger(__name__)
@@ -143,26 +149,26 @@ def load(source: str, *, fast: bool = False) -> Protocol:
 
 
 def read(path: Path) -> Protocol:
-    """A protocol file; every fault is one `DataError` that names the item."""
+    """A protocol file; every fault is one `DataError` that names the item and the key."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the protocol {path}: {error}") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not isinstance(value.get("items"), list):
         raise DataError(f'{path}: expected a protocol {{"schema": "{SCHEMA}", "name": ..., "items": [...]}}')
+    check(value, {"name": "text", "about": "text", "seed": "a whole number"}, str(path))
     items = tuple(_item(entry, number, path) for number, entry in enumerate(value["items"], 1))
     names = [i.name for i in items]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not items:
         raise DataError(f"{path}: expected items with names of their own, got {twice[0] if twice else 'no item'}")
-    name, seconds = str(value.get("name", path.stem)), value.get("seconds")
-    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+    name, seconds = value.get("name") or path.stem, value.get("seconds")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < math.inf:
         raise DataError(f"{path}: expected seconds, the aimed length of a clip, got {seconds!r}")
     if not _NAME.fullmatch(name):
         raise DataError(f"{path}: expected a name of letters, digits, dot, dash and underscore, got {name!r}")
     return Protocol(
-        name=name, seconds=float(seconds), items=items, about=str(value.get("about", "")),
-        seed=int(value.get("seed", 0)),
+        name=name, seconds=float(seconds), items=items, about=value.get("about") or "", seed=value.get("seed") or 0,
     )  # fmt: skip
 
 
@@ -182,6 +188,7 @@ def _item(entry: Any, number: int, path: Path) -> Item:
         raise DataError(f"{where} ({name}): expected a transcript, got {text!r}")
     if (entry.get("picture") is None) == (entry.get("character") is None):
         raise DataError(f"{where} ({name}): expected one of picture (a file) and character (a seed of the world)")
+    check(entry, _KINDS, f"{where} ({name})")
     values = {key: value for key, value in entry.items() if value is not None}
     for key in ("picture", "voice", "reference"):
         if isinstance(values.get(key), str):
@@ -198,8 +205,6 @@ def _item(entry: Any, number: int, path: Path) -> Item:
         values["speaker"] = values.pop("voice")
     if "direction" in values:
         values["direction"] = tuple(values["direction"])
-        if len(values["direction"]) != 3:
-            raise DataError(f"{where} ({name}): direction is [mood, gesture, energy], got {entry['direction']!r}")
     return Item(**values)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,8 +22,13 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from streamchar.errors import DataError
+from streamchar.eval.entries import Kind, check
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
+_KINDS: Mapping[str, Kind] = {
+    "character": "a whole number", "prompt": "text", "direction": "[mood, gesture, energy]", "voice": "text",
+    "picture": "text", "words": "text", "rtf": "a number",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +169,17 @@ def read_samples(folder: Path, transcripts: Path, reference: Path | None = None)
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
+        where = f"{transcripts}, line {number}"
         try:
             entry = json.loads(line)
-            lines[str(entry["name"])] = entry | {"name": str(entry["name"]), "transcript": str(entry["transcript"])}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(
-                f'{transcripts}, line {number}: expected {{"name": ..., "transcript": ...}}, got {line[:80]!r}'
-            ) from None
+            name = str(entry["name"])
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f'{where}: expected {{"name": ..., "transcript": ...}}, got {line[:80]!r}') from None
+        check(entry, {"transcript": "text"}, where, needed=True)
+        check(entry, _KINDS, where)
+        if name in lines:
+            raise DataError(f"{where}: expected one line a clip, {name} has been before")
+        lines[name] = entry | {"name": name}
     videos = videos_in(folder)
     if not videos:
         raise DataError(f"expected videos ({', '.join(VIDEO_SUFFIXES)}) in {folder}, found none")

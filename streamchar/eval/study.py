@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from streamchar.errors import DataError, InputError
+from streamchar.eval.entries import Kind, check
 from streamchar.eval.pages.evaluation import read_evaluation
 from streamchar.eval.pages.shell import asset, filled
 from streamchar.eval.sample import videos_in
@@ -117,7 +118,7 @@ def _draw(clips: tuple[dict[str, Path], dict[str, Path]], seed: int) -> tuple[st
 
 def _check_free(out: Path, study: str) -> None:
     key = out / "key.json"
-    if key.is_file() and _read(key, KEY_SCHEMA).get("study") != study:
+    if key.is_file() and _read(key, KEY_SCHEMA)["study"] != study:
         raise InputError(f"{out} holds another study, whose answers need its key; give another --out")
 
 
@@ -142,7 +143,22 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("schema") != schema:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise DataError(f"{path}: expected schema {schema!r}, got {found!r}")
+    check(value, {"study": "text"}, str(path), needed=True)
     return value
+
+
+def _read_key(path: Path) -> dict[str, Any]:
+    """A study's key, with all that scores are worked out from."""
+    known = _read(path, KEY_SCHEMA)
+    kinds: dict[str, Kind] = {"a": "an object", "b": "an object", "pairs": "an object", "questions": "a list of texts"}
+    check(known, kinds, str(path), needed=True)
+    for side in ("a", "b"):
+        check(known[side], {"name": "text"}, f"{path}, {side}", needed=True)
+    check(known["pairs"], dict.fromkeys(known["pairs"], "an object"), f"{path}, pairs", needed=True)
+    for pair, entry in known["pairs"].items():
+        if entry.get("left") not in ("a", "b"):
+            raise DataError(f"{path}, pair {pair}: left must be a or b, got {entry.get('left')!r}")
+    return known
 
 
 def score_study(answers: Sequence[Path], key: Path | None = None) -> dict[str, Any]:
@@ -157,13 +173,14 @@ def score_study(answers: Sequence[Path], key: Path | None = None) -> dict[str, A
     if not answers:
         raise DataError("expected at least one file of answers, got none")
     key = _find_key(answers[0]) if key is None else key
-    known = _read(key, KEY_SCHEMA)
+    known = _read_key(key)
     raters: dict[str, dict[str, Any]] = {}
     for path in answers:
         value = _read(path, ANSWERS_SCHEMA)
-        if value.get("study") != known["study"]:
-            raise DataError(f"{path}: answers of the study {value.get('study')}, but {key} is of {known['study']}")
-        rater = str(value.get("rater", ""))
+        if value["study"] != known["study"]:
+            raise DataError(f"{path}: answers of the study {value['study']}, but {key} is of {known['study']}")
+        check(value, {"rater": "text"}, str(path))
+        rater = value.get("rater") or ""
         if rater in raters:
             raise DataError(f"{path}: the rater {rater!r} has answered already; keep one of the files")
         raters[rater] = _checked(value.get("answers"), known, path)
@@ -198,11 +215,11 @@ def _find_key(answers: Path) -> Path:
 
 
 def _checked(given: Any, known: dict[str, Any], path: Path) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise DataError(f"{path}: expected answers by pair, got {type(given).__name__}")
+    check({"answers": given}, {"answers": "an object"}, str(path), needed=True)
     for pair, choices in given.items():
         if pair not in known["pairs"]:
             raise DataError(f"{path}: the pair {pair!r} is not of this study")
+        check(given, {pair: "an object"}, f"{path}, answers", needed=True)
         for question, choice in choices.items():
             if question not in known["questions"] or choice not in CHOICES:
                 raise DataError(

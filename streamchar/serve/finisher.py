@@ -23,7 +23,8 @@ def run(floor: Floor) -> None:
 
 
 def step(floor: Floor) -> bool:
-    """End who is over, then finish one chunk, or draw one piece of listening; False if nothing is due."""
+    """Sweep, end who is over, then finish one chunk, or draw one piece of listening; False if nothing is due."""
+    floor.sweep()
     with floor.wake:
         lives = [*floor.lives.values(), *floor.leaving]
         takes = list(floor.takes)

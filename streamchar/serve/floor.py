@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -28,6 +29,8 @@ TICK = 0.05
 """Longest sleep: leads shrink without anybody telling."""
 STATS_SECONDS = 2.0
 CUSHION_SECONDS = 1.0
+SWEEP_SECONDS = 60.0
+"""How often snapshots that are too old are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class Floor:
         self.parked: set[str] = set()
         """Sessions whose clients take nothing: they keep their state and give their place away."""
         self.openings: dict[str, Opening] = {}
+        self.swept_at = now()
         self.seats = 0
         """How many have been let in so far."""
         self.orders: deque[tuple[Live, Message]] = deque()
@@ -211,6 +215,16 @@ class Floor:
         with live.acting:
             if live.actor is not None:
                 self.vault.save(live.start, live.record(), live.actor, forget=forget)
+
+    def sweep(self) -> None:
+        """Old snapshots go, also while nobody comes; those of open sessions stay."""
+        if self.now() - self.swept_at < SWEEP_SECONDS:
+            return
+        self.swept_at = self.now()
+        with self.wake:
+            playing = list(self.lives)
+        with contextlib.suppress(OSError):  # the folder is away for a moment
+            self.vault.expire(playing)
 
     def tell_stats(self, live: Live) -> None:
         if live.once or self.now() - live.stats_at < STATS_SECONDS:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import secrets
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +33,9 @@ KEEP = 8
 """Snapshots of a session: more chunks than can be on their way to a client."""
 MAX_SESSIONS = 256
 MAX_AGE = 3600.0
+"""Seconds since anybody last had the session open."""
+YOUNG = 300.0
+"""What is younger is not forgotten to make room: it may be played, here or elsewhere."""
 MAX_LISTENING = int(MAX_AGE) * clock.VIDEO_FPS
 """Frames that a client may hold beyond a snapshot."""
 Which = Literal["surplus", "others", "later"]
@@ -49,11 +54,25 @@ class Vault:
         self._owner = secrets.token_hex(16)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._shut()
         except OSError as error:
-            raise InputError(f"cannot make the snapshot folder {folder}: {error.strerror}; choose another") from error
+            raise InputError(
+                f"cannot make the snapshot folder {folder} for its user alone: {error.strerror}; choose another"
+            ) from error
         self._entries: dict[str, list[int]] = {}
-        self._scan()
         self._expire()
+
+    def _shut(self) -> None:
+        """Nobody else may read what people typed, nor the ids that give access to it. Only a folder of our own is
+        shut. Raises `InputError`."""
+        if os.name != "posix" or not self._folder.stat().st_mode & 0o077:
+            return
+        if not all(_ID.fullmatch(path.name.partition(".")[0]) for path in self._folder.iterdir()):
+            raise InputError(
+                f"others can read the snapshot folder {self._folder}, and it holds other things than snapshots; give a "
+                "folder of its own, which is then made for its user alone"
+            )
+        self._folder.chmod(0o700)
 
     def _scan(self, session: str = "*") -> None:
         """Read from the folder what is kept, of all sessions or of one (whose id was checked)."""
@@ -144,6 +163,15 @@ class Vault:
                 with contextlib.suppress(OSError):
                     (self._folder / f"{session}.{ending}").unlink()
 
+    def expire(self, playing: Collection[str] = ()) -> None:
+        """Forget what nobody has had open for `MAX_AGE`, whichever server wrote it; `playing` are open now."""
+        with self._lock:
+            for session in playing:
+                if kept := self._entries.get(session):
+                    with contextlib.suppress(OSError):
+                        os.utime(self._path(session, kept[-1], "json"))
+            self._expire()
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -180,15 +208,20 @@ class Vault:
                 self._path(session, frames, ending).unlink()
 
     def _expire(self) -> None:
+        self._scan()
         ages: dict[str, float] = {}
         for session in list(self._entries):
             try:
                 ages[session] = self._age(session)
-                if ages[session] > MAX_AGE:  # unless another server has gone on with it
-                    self._scan(session)
-                    ages[session] = self._age(session)
-            except (OSError, LookupError):
-                self._entries.pop(session, None)
+            except OSError:
+                self._entries.pop(session)
         for session in sorted(ages, key=lambda name: -ages[name]):
-            if ages[session] > MAX_AGE or len(self._entries) > MAX_SESSIONS:
+            limit = YOUNG if len(self._entries) > MAX_SESSIONS else MAX_AGE
+            if ages[session] > limit:
                 self.forget(session)
+        for path in self._folder.iterdir():  # of sessions that were cut off before their first snapshot was whole
+            name = path.name.partition(".")[0]
+            if _ID.fullmatch(name) and name not in self._entries:
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > MAX_AGE:
+                        path.unlink()

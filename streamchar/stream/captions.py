@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
-from streamchar.stream.draft import Draft, writing
 from streamchar.types import Word
 
 LINE_CHARACTERS = 42  # the usual limit of subtitle guides
@@ -92,9 +90,3 @@ def vtt(words: Iterable[Word], *, start: float | Fraction = 0) -> str:
         text = "\n".join(_escape(line) for line in cue.lines)
         blocks.append(f"{timestamp(cue.start)} --> {timestamp(cue.end)}\n{text}")
     return "\n\n".join(blocks) + "\n"
-
-
-def write_vtt(path: str | Path, words: Iterable[Word], *, start: float | Fraction = 0) -> None:
-    """Write WebVTT captions. Raises `InputError` where `path` cannot be written."""
-    with Draft(path) as draft, writing(draft.target):
-        draft.path.write_text(vtt(words, start=start), encoding="utf-8", newline="\n")

@@ -148,9 +148,3 @@ class Muxer:
             self.close()
         else:
             self.abort()
-
-
-def write_clip(target: str | Path, frames_THWC: Tensor, samples_S: Tensor) -> None:
-    """A clip of any length to a file: (T, H, W, 3) uint8 at 24 fps and (S,) at 49,152 Hz."""
-    with Muxer(target) as muxer:
-        muxer.add(frames_THWC, samples_S)

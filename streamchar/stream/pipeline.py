@@ -19,7 +19,6 @@ from streamchar.stream.state import StreamState
 from streamchar.types import Chunk, Transcript
 
 VOICE_SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests."
-MIN_SIDE = 32
 
 
 class StreamCharPipeline:

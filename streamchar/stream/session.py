@@ -30,7 +30,6 @@ from streamchar.types import Chunk, Transcript
 
 log = logging.getLogger(__name__)
 
-SHIFT = 5.0
 
 
 def joined_text(models: Models, state: StreamState, text: str) -> str:
@@ -59,11 +58,6 @@ def grow(models: Models, state: StreamState, text: str) -> StreamState:
 def _common(old: Transcript, new: Transcript) -> int:
     """Leading tokens that two transcripts share; the end token of the shorter one never is."""
     return next((i for i, (a, b) in enumerate(zip(old.ids, new.ids, strict=False)) if a != b), len(old) - 1)
-
-
-def default_sampler(steps: int) -> Sampler:
-    """The base model's sampler."""
-    return EulerSampler(schedule=Schedule(steps=steps, shift=SHIFT))
 
 
 def sampler_of(models: Models, state: StreamState) -> Sampler:

@@ -14,6 +14,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ SEGMENT = clock.SAMPLES_PER_CHUNK
 FRAMES = SEGMENT // HOP
 CHEAT, MATCH = 0.1, 1.0
 """Weights of what the critic says of the sound, and of the distance between what it sees in both."""
+ARRAYS = ("sound", "pitch", "label")
 RESOLUTIONS = ((4096, 1024), (2048, 512), (1024, 256), (512, 128), (256, 64))
 
 
@@ -78,10 +80,8 @@ class Speeches:
         files = sorted(folder.glob("speech-?????.npz"))
         if not files:
             raise DataError(f"expected speech-*.npz shards in {folder}, found none; run prepare_speech first")
-        shards = [np.load(f) for f in files]
-        self.sound = np.concatenate([s["sound"] for s in shards])
-        self.pitch = np.concatenate([s["pitch"] for s in shards])
-        self.label = np.concatenate([s["label"] for s in shards])
+        shards = [_read(file) for file in files]
+        self.sound, self.pitch, self.label = (np.concatenate([s[n] for s in shards]) for n in ARRAYS)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S) samples, (B, F) pitch in Hz, (B, F) phoneme ids."""
@@ -94,6 +94,14 @@ class Speeches:
             torch.from_numpy(pitch.astype(np.float32)),
             torch.from_numpy(label.astype(np.int64)),
         )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            return {name: file[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is not readable speech ({error}); delete it, and it is spoken again") from None
 
 
 def spectrogram(samples_BS: Tensor, window: int, hop: int) -> Tensor:

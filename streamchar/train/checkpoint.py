@@ -23,10 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from streamchar.data.origin import encoders
 from streamchar.errors import StateError
 from streamchar.train.parallel import Team, cut_like
 
 PARTS = ("model", "optimizer", "average")
+FROZEN = "frozen"
+"""Key of the facts of what a run uses, does not train and does not store: fingerprints by name."""
 FORMAT, SHARDED = "format", "shards"
 """Key of a sharded checkpoint's facts, and its value."""
 
@@ -63,7 +66,7 @@ def _placed(value: Tensor, like: Tensor) -> Tensor:
     return cut_like(value, like) if value.shape == like.shape and type(value) is Tensor else value
 
 
-def _swap(folder: Path, part: Path) -> None:
+def swap(folder: Path, part: Path) -> None:
     """Put a whole checkpoint in the old one's place: a stop in between loses nothing."""
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
@@ -72,7 +75,7 @@ def _swap(folder: Path, part: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _cleared(folder: Path) -> Path:
+def cleared(folder: Path) -> Path:
     """An empty folder beside the old checkpoint."""
     part = folder.with_name(folder.name + ".part")
     for leftover in (part, folder.with_name(folder.name + ".old")):
@@ -89,12 +92,12 @@ def save_checkpoint(
     facts: dict[str, Any],
 ) -> None:
     """Write a whole checkpoint beside the old one, then swap."""
-    part = _cleared(folder)
+    part = cleared(folder)
     save_file({n: p.detach().contiguous().clone() for n, p in model.state_dict().items()}, part / "model.safetensors")
     save_file(_optimizer_tensors(model, optimizers), part / "optimizer.safetensors")
     save_file({n: v.cpu().contiguous() for n, v in average.items()}, part / "average.safetensors")
     (part / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    _swap(folder, part)
+    swap(folder, part)
 
 
 def save_shards(
@@ -111,7 +114,7 @@ def save_shards(
 
     part = folder.with_name(folder.name + ".part")
     if team.leads:
-        _cleared(folder)
+        cleared(folder)
     team.wait()
     tensors = {f"model|{n}": p.detach() for n, p in model.state_dict().items()}
     tensors |= {f"optimizer|{n}": value for n, value in _optimizer_tensors(model, optimizers).items()}
@@ -120,7 +123,7 @@ def save_shards(
     team.wait()
     if team.leads:
         (part / "facts.json").write_text(json.dumps({**facts, FORMAT: SHARDED}, indent=2), encoding="utf-8")
-        _swap(folder, part)
+        swap(folder, part)
     team.wait()
 
 
@@ -172,8 +175,9 @@ def load_checkpoint(
     except (OSError, ValueError, KeyError, SafetensorError, CheckpointException) as error:
         raise StateError(f"expected a training checkpoint in {folder}: {error}; start without --resume") from None
     for key, value in expected.items():
-        if facts.get(key) != value:
+        if key != FROZEN and facts.get(key) != value:
             raise StateError(f"the checkpoint in {folder} has {key} = {facts.get(key)!r}, this run has {value!r}")
+    facts[FROZEN] = _same_frozen(folder, facts.get(FROZEN, {}), expected.get(FROZEN, {}))
     state, trained = model.state_dict(), dict(model.named_parameters())
     try:
         model.load_state_dict({n: _placed(v, state[n]) if n in state else v for n, v in parts["model"].items()})
@@ -181,6 +185,23 @@ def load_checkpoint(
         raise StateError(f"the checkpoint in {folder} is of another model: {error}") from None
     _restore_optimizer(model, optimizers, parts["optimizer"])
     return {n: _placed(v, trained[n]) if n in trained else v for n, v in parts["average"].items()}, facts
+
+
+def with_frozen(facts: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's facts with what the latents of its data were encoded with."""
+    frozen = {**facts.get(FROZEN, {}), **encoders(one.folder for one in data.values())}
+    return {**facts, FROZEN: frozen} if frozen else facts
+
+
+def _same_frozen(folder: Path, stored: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """All that is known of it; checkpoints from before it was noted, and data without a recipe, know less."""
+    for name in sorted(stored.keys() & now.keys()):
+        if stored[name] != now[name]:
+            raise StateError(
+                f"the run in {folder} was begun with another {name.replace('_', ' ')}; go on with that one, or begin "
+                "anew in another --out"
+            )
+    return {**stored, **now}
 
 
 def recover(folder: Path) -> None:
@@ -192,4 +213,15 @@ def recover(folder: Path) -> None:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What is known of the run. Raises `OSError` and `ValueError`."""
-    return json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError(f"facts.json holds a {type(facts).__name__}, no object")
+    return facts
+
+
+def stored_parts(folder: Path) -> int | None:
+    """Batches a step of the run in `folder`; None where it does not say (or is not there: loading will say so)."""
+    try:
+        return read_facts(folder).get("parts")
+    except (OSError, ValueError):
+        return None

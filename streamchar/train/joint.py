@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streamchar.codecs.component import save_component
+from streamchar.codecs.component import fingerprint, save_component
 from streamchar.codecs.text import T5PromptEncoder
 from streamchar.config.model import ModelConfig
 from streamchar.data.dataset import WindowDataset, Windows
@@ -26,6 +26,7 @@ from streamchar.orchestrator.lm import Plan
 from streamchar.orchestrator.packing import SpeechBatch
 from streamchar.orchestrator.tokenizer import tokenizer
 from streamchar.stream.models import Models
+from streamchar.train.checkpoint import FROZEN
 from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.orchestrator import (
     SHOWN_EVERY,
@@ -33,6 +34,7 @@ from streamchar.train.orchestrator import (
     SpeechModel,
     SpeechObjective,
     SpeechTerms,
+    begins_with,
     compile_speech,
     corrupt,
     pointer_terms,
@@ -313,7 +315,7 @@ def train_joint(
     folder = prompt_encoder or Path(str(resources.files("streamchar") / "assets" / "toon" / "prompt_encoder"))
     objective = JointObjective(
         config, data, T5PromptEncoder.load(folder), batch=batch, terms=VideoTerms(freeze_speech=freeze_speech),
-        start=None if resume else start, speech=speech, seed=seed, device=device,
+        start=begins_with(start, resume), speech=speech, seed=seed, device=device,
     )
 
     held_out = objective.held_out
@@ -325,7 +327,8 @@ def train_joint(
         save_component(objective.model.dit, config.dit, target / "dit")
 
     schedule = Schedule(minutes=minutes, rate=rate, cooldown=cooldown, warmup=warmup)
-    facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch}
+    frozen = {"prompt_encoder": fingerprint(objective.prompt_encoder)}
+    facts: dict[str, object] = {"preset": config.name, "seed": seed, "batch": batch, FROZEN: frozen}
     data_of = {"data": objective.data}
     if objective.speech is not None:
         data_of["speech"] = objective.speech.data

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from streamchar.errors import ConfigError, DataError, StateError
-from streamchar.train.checkpoint import load_checkpoint, read_facts, recover, save_checkpoint, save_shards
+from streamchar.train.checkpoint import (
+    FROZEN,
+    load_checkpoint,
+    recover,
+    save_checkpoint,
+    save_shards,
+    stored_parts,
+    with_frozen,
+)
 from streamchar.train.muon import Muon
 from streamchar.train.parallel import (
     Scale,
@@ -94,6 +102,7 @@ class Objective(Protocol):
 
 class Growing(Protocol):
     """Data that may grow while it is trained on (`data/dataset.py`)."""
+    folder: Path
 
     @property
     def names(self) -> list[str]: ...
@@ -301,7 +310,7 @@ def run(
     """Train for `schedule.minutes`; `export(out)` writes the averaged weights as components. Returns
     the step reached. Under torchrun the step is shared out (`scale`), the first process writes. `data` is what grows
     meanwhile: which of it a step saw is kept."""
-    folder, expected = out / "checkpoint", {"objective": objective.name, **(facts or {})}
+    folder, expected = out / "checkpoint", with_frozen({"objective": objective.name, **(facts or {})}, data or {})
     team = join_team(next(objective.model.parameters()).device)
     if team.leads:
         recover(folder)
@@ -312,11 +321,12 @@ def run(
         objective=objective, schedule=schedule, folder=folder, team=team, scale=scale or Scale(),
         facts={**expected}, data=data or {},
     )
-    averages, step = this.build(_stored_parts(folder) if resume else None), 0
+    averages, step = this.build(stored_parts(folder) if resume else None), 0
     if resume:
         stored_average, stored = load_checkpoint(folder, this.model, this.optimizers, expected)
         averages.values = {n: v.to(averages.values[n].device) for n, v in stored_average.items()}
         step = int(stored["step"])
+        this.facts[FROZEN] = stored[FROZEN]
         this.know(stored.get("shards", {}))
     # a checkpoint may come without the optimiser's moments (scripts/gpu): it then warms up again
     warm_from = 0 if this.optimizers[0].state else step
@@ -364,14 +374,6 @@ def run(
             saved = elapsed
     save()
     return step
-
-
-def _stored_parts(folder: Path) -> int | None:
-    """Batches a step of the run in `folder`; None where it does not say (or is not there: loading will say so)."""
-    try:
-        return read_facts(folder).get("parts")
-    except (OSError, ValueError):
-        return None
 
 
 def _text(figures: dict[str, float]) -> str:

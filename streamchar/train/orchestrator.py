@@ -6,6 +6,7 @@ model starts as exactly this one.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ from streamchar.train.parallel import Scale
 
 if TYPE_CHECKING:  # streams are not needed to learn to speak, only to show it
     from streamchar.train.streams import Codecs, Gallery
+
+log = logging.getLogger(__name__)
 
 SPEAKING_STEPS = 16
 """Of the samples that are shown, in stages 1 and 2."""
@@ -114,6 +117,13 @@ def start_from(model: SpeechModel, folder: Path) -> None:
     speech = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
     model.orchestrator.load_state_dict(speech.state_dict())
     model.dit.load_state_dict(load_component(JointDiT, DiTConfig, folder / "dit").state_dict())
+
+
+def begins_with(start: Path | None, resume: bool) -> Path | None:
+    """The weights that a run begins with; one that is resumed has its own."""
+    if resume and start is not None:
+        log.info("--start %s is not read: a resumed run goes on with its own weights", start)
+    return None if resume else start
 
 
 @torch.no_grad()
@@ -249,7 +259,7 @@ def train_orchestrator(
     """Train stage 1 for `minutes`; writes `out/orchestrator`, `out/dit` and a checkpoint. `start`: a model or an
     export to begin from; `codecs`: their folder, to hear samples (the shipped ones where they fit)."""
     objective = SpeechObjective(
-        config, data, batch=batch, terms=SpeechTerms(), seed=seed, device=device, start=None if resume else start
+        config, data, batch=batch, terms=SpeechTerms(), seed=seed, device=device, start=begins_with(start, resume)
     )
 
     from streamchar.train.streams import Gallery, codecs_for

@@ -1,7 +1,8 @@
 """Raw material for the codecs, in parallel: speech with pitch and phonemes, and drawn pictures.
 
 Piece i of a folder is a function of (seed, i) alone, is whole or absent, and is not made twice: a
-stopped command goes on where pieces are missing.
+stopped command goes on where pieces are missing. Its name tells both, so that seeds may lie side by side; clips of
+held-out characters would have the same names as others, and need a folder of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from streamchar.data.origin import settle
 from streamchar.train.audio_codec import prepare_speech
 from streamchar.train.video_clips import SHARD, render_clips
 
@@ -26,6 +28,8 @@ CLIPS = 4 * SHARD
 """Of one piece: 210 MB. Its sixteen sentences are spoken anew for every piece."""
 SEEDS = 1000
 """Character numbers that a piece may use up; a piece of held-out ones needs ten times its clips."""
+CLIPS_RECIPE = "clips-recipe.json"
+"""Says of which half of the world a folder's clips are; a name of its own, as shards may lie in the same folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,10 @@ def raw_speech(folder: Path, hours: float, *, seed: int = 0, workers: int = 1) -
 
 
 def raw_clips(folder: Path, clips: int, *, held_out: bool = False, seed: int = 0, workers: int = 1) -> None:
-    """Write `clips` chunks, each of another character, for `train_video_codec`."""
+    """Write `clips` chunks, each of another character, for `train_video_codec`. Raises `InputError` where the folder
+    has those of the other half of the world."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settle(folder / CLIPS_RECIPE, {"held_out": held_out}, begun=any(folder.glob("frames-*.npy")))
     pieces = []
     for i, first in enumerate(range(0, clips, CLIPS)):
         begin = (seed * SEEDS + i) * SEEDS
@@ -63,8 +70,8 @@ def _speech(piece: Piece) -> None:
 
 def _clips(piece: Piece) -> None:
     count = int(piece.amount)
-    last = piece.folder / f"frames-{(piece.seed + count - 1) // SHARD:04d}.npy"
-    if not last.exists():
+    shards = range(piece.seed // SHARD, (piece.seed + count - 1) // SHARD + 1)
+    if not all((piece.folder / f"frames-{i:04d}.npy").exists() for i in shards):
         render_clips(piece.folder, count, held_out=piece.held_out, seed=piece.seed)
 
 

@@ -162,7 +162,7 @@ def read_clips(folder: Path) -> SyncClips:
     try:
         pictures = np.load(folder / "pictures.npy", mmap_mode="r")
         return SyncClips(pictures, np.load(folder / "sounds.npy"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read clips of {folder} ({error}); delete it, and they are drawn again") from None
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -82,6 +83,14 @@ def write_shard(folder: Path, index: int, frames_NTCHW: np.ndarray, boxes_NTB4: 
         part.replace(folder / f"{name}-{index:04d}.npy")
 
 
+def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """A file of a shard. Raises `DataError`."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable array ({error}); delete it, and it is drawn again") from None
+
+
 def weight_map(boxes_TB4: np.ndarray, size: int) -> Tensor:
     """(T, H, W) weights: 1, and more inside the boxes (mouth first, then the eyes)."""
     weight_THW = torch.ones(len(boxes_TB4), size, size)
@@ -109,8 +118,8 @@ class ClipShards:
 
     def __init__(self, folder: Path | str) -> None:
         paths = sorted(Path(folder).glob("frames-*.npy"))
-        self.frames = [np.load(path, mmap_mode="r") for path in paths]
-        self.boxes = [np.load(path.with_name(path.name.replace("frames", "boxes"))) for path in paths]
+        self.frames = [read_array(path, mmap_mode="r") for path in paths]
+        self.boxes = [read_array(path.with_name(path.name.replace("frames", "boxes"))) for path in paths]
         self.clips = [(s, i) for s, shard in enumerate(self.frames) for i in range(len(shard))]
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import VideoCodecConfig
 from streamchar.config.presets import toon
 from streamchar.errors import DataError, StateError
+from streamchar.train.checkpoint import cleared, recover, swap
 from streamchar.train.energy import energy_axes, fold, latents_of, pixel_metric
 from streamchar.train.muon import Muon
 from streamchar.train.principal import principal_start
@@ -192,8 +194,8 @@ class Trainer:
         codec.scale.copy_(motion_size(codec, frames))
 
     def save(self, folder: Path) -> None:
-        """Training state, next to the weights that `average.save` writes."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Training state, next to the weights that `average.save` writes; it replaces the one before when it is
+        whole."""
         state: dict[str, Tensor] = {}
         for prefix, module in (("model", self.codec), ("average", self.average)):
             state |= {f"{prefix}.{name}": value.clone() for name, value in module.state_dict().items()}
@@ -202,19 +204,30 @@ class Trainer:
                 for key, value in optimiser.state.get(parameter, {}).items():
                     state[f"optimiser.{key}.{name}"] = value.clone()
         state = {name: value.contiguous() for name, value in state.items()}
-        save_file(state, folder / "training.safetensors")
+        part = cleared(folder)
+        save_file(state, part / "training.safetensors")
         record = {"step": self.step, "elapsed": self.elapsed, "settings": asdict(self.settings)}
-        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (part / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        swap(folder, part)
 
     def load(self, folder: Path) -> None:
-        """Continue from `save`."""
+        """Continue from `save`. Raises `StateError`."""
+        recover(folder)
         try:
             state = load_file(folder / "training.safetensors")
             record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StateError(f"cannot resume from {folder}: {error}; train without resume first") from None
+            self.step, self.elapsed = int(record["step"]), float(record["elapsed"])
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise StateError(
+                f"cannot resume from {folder}, its training state is missing or damaged ({error}); train without "
+                "--resume into another --out, from weights that are left with --start"
+            ) from None
         for prefix, module in (("model", self.codec), ("average", self.average)):
-            module.load_state_dict({name: state[f"{prefix}.{name}"] for name in module.state_dict()})
+            try:
+                module.load_state_dict({name: state[f"{prefix}.{name}"] for name in module.state_dict()})
+            except (KeyError, RuntimeError) as error:
+                what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+                raise StateError(f"cannot resume from {folder}, it is of another codec: {what}") from None
         for name, parameter in self.parameters.items():
             kept = (("momentum",), ("step", "exp_avg", "exp_avg_sq"))
             for optimiser, keys in zip(self.optimisers, kept, strict=True):
@@ -224,7 +237,6 @@ class Trainer:
                     optimiser.state[parameter] = {
                         key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
                     }
-        self.step, self.elapsed = record["step"], record["elapsed"]
 
 
 def train_video_codec(
@@ -241,8 +253,8 @@ def train_video_codec(
 ) -> ToonVideoCodec:
     """Train on the shards in `data` for `minutes` and write the codec (moving average) to `out`.
 
-    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`;
-    `freeze_encoder` trains the decoder alone, unless `settings` say otherwise.
+    `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`, with its
+    own weights; `freeze_encoder` trains the decoder alone, unless `settings` say otherwise.
     """
     settings = settings or VideoCodecTraining(minutes=minutes, decoder_only=freeze_encoder)
     torch.manual_seed(settings.seed)
@@ -258,6 +270,8 @@ def train_video_codec(
         principal_start(codec, sample)
     trainer = Trainer(codec.to(device), settings)
     if resume:
+        if start is not None:
+            log.info("the weights in --start %s are not used: a resumed run goes on with its own", start)
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
     batches = [shards.batches(crop, generator) for crop in settings.crops]

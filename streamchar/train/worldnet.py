@@ -31,7 +31,7 @@ from streamchar.codecs.component import save_component
 from streamchar.errors import DataError, InputError
 from streamchar.eval.worldnet import WorldNet, WorldNetConfig
 from streamchar.train.raw import CLIPS, SEEDS
-from streamchar.train.video_clips import SHARD
+from streamchar.train.video_clips import SHARD, read_array
 from streamchar.world.character import BACKDROPS, CLOTH, HAIRS, IRISES, SKINS, Character, character
 from streamchar.world.motion import plan
 from streamchar.world.prompt import ENERGIES, GESTURES, MOODS, Direction, sample_direction
@@ -131,7 +131,7 @@ def read_clips(data: Path, config: WorldNetConfig, settings: WorldNetTraining, *
     rng = random.Random(settings.seed)
     out: list[Pictures] = []
     for path in sorted(data.glob("frames-*.npy")):
-        shard = np.load(path, mmap_mode="r")
+        shard = read_array(path, mmap_mode="r")
         numbers = clip_characters(int(path.stem.split("-")[1]), len(shard), held_out=held_out)
         for clip, number in zip(shard, numbers, strict=True):
             steps = sorted(rng.sample(range(len(clip)), settings.moments))

@@ -55,11 +55,8 @@ KINDS = ("human", "fantasy", "robot", "cat", "fox", "bear", "bunny")
 ANIMALS = ("cat", "fox", "bear", "bunny")
 FEMININE_HAIR = ("bob", "long", "wavy", "ponytail", "bun", "pigtails", "curly", "fringe", "pixie")
 MASCULINE_HAIR = ("short", "quiff", "spiky", "buzz", "curly", "swept", "bald", "shaggy")
-HAIR_STYLES = tuple(dict.fromkeys((*FEMININE_HAIR, *MASCULINE_HAIR, "tuft", "none")))
 FACE_SHAPES = ("round", "oval", "square", "heart", "long")
 EYE_SHAPES = ("round", "almond", "soft", "wide")
-CLOTHES = ("tshirt", "hoodie", "suit", "dress", "dungarees", "sweater", "shirt", "stripes")
-ACCESSORIES = ("none", "glasses", "round glasses", "hat", "beanie", "earrings", "bow", "headphones", "scarf")
 SCENES = ("gradient", "room", "hills", "dots", "sunburst", "city")
 
 

@@ -42,14 +42,9 @@ class Clip:
         """(T, 3, size, size) uint8 frames start..stop."""
         return render(self.character, self.track, size=size, start=start, stop=stop)
 
-    def timed_tokens(self) -> list[tuple[str, float, float]]:
-        """Phonemes as the transcript tokenizer counts them: neighbouring pauses are one, and the last
-        runs to the clip's end."""
-        return merge_pauses(self.speech)
-
 
 def merge_pauses(speech: Speech) -> list[tuple[str, float, float]]:
-    """(symbol, start, end) with adjacent pauses joined."""
+    """(symbol, start, end) as the transcript tokenizer counts phonemes: adjacent pauses are one."""
     out: list[tuple[str, float, float]] = []
     for mark in speech.phonemes:
         if out and mark.symbol == phonemes.PAUSE == out[-1][0]:

@@ -122,7 +122,7 @@ def read_evaluation(folder: Path) -> Evaluation:
             environment=value["environment"], model=value["model"], entries=entries, clips=clips,
             warnings=tuple(value["warnings"]),
         )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: incomplete, {type(error).__name__} at {error}; evaluate again") from None
 
 
