@@ -37,12 +37,13 @@ def load_teacher(folder: Path | None) -> Models:
 def fingerprint(folder: Path) -> str:
     """Tells one teacher's weights from another's: a resumed run must have the one that it began with."""
     digest, folders = hashlib.sha256(), stream_models.part_folders(folder, stream_models.read_index(folder))
-    for name in ("orchestrator", "dit"):
-        path = folders[name] / "model.safetensors"
-        with open(path, "rb") as file:
-            digest.update(str(path.stat().st_size).encode() + file.read(1 << 22))
-            file.seek(-min(1 << 22, path.stat().st_size), 2)
-            digest.update(file.read())
+    for name in ("orchestrator", "dit", "prompt_encoder"):
+        for path in sorted(folders[name].glob("*.safetensors")):
+            size = path.stat().st_size
+            with open(path, "rb") as file:
+                digest.update(f"{name} {path.name} {size}".encode() + file.read(1 << 22))
+                file.seek(-min(1 << 22, size), 2)
+                digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
