@@ -29,7 +29,7 @@ from streamchar.train.distill import (
 from streamchar.train.loop import generator, run
 from streamchar.train.rollout import RolloutObjective, train_rollout
 from streamchar.train.streams import Gallery, film_strip, play, spectrogram
-from streamchar.train.teacher import begun, fingerprint, followed, load_teacher
+from streamchar.train.teacher import begun, fingerprint, followed, load_teacher, teacher_guidance
 from tests.distillation import CONFIG, MIXED, STAGES, clip, distill, loaded_teacher, made_folders, plain_run, rollout  # noqa: F401 - fixtures
 from tests.streams import paced
 
@@ -227,6 +227,14 @@ def test_stage_two_goes_on_with_stage_ones_student_and_fake_score(student, folde
     train_rollout(folders / "video", out, 1e-9, chunks=2, resume=True, **known)
 
 
+def test_whose_guidance_the_scores_have(teacher):
+    own = replace(teacher, guidance=2.0, picture_guidance=3.0, picture_guidance_above=0.8)
+    cases = {(None, None): (2.0, 3.0, 0.8), (1.5, None): (1.5, None, 0.0), (None, 2.5): (2.0, 2.5, 0.8),
+             (1.5, 2.5): (1.5, 2.5, 0.8)}  # fmt: skip
+    for asked, expected in cases.items():
+        assert tuple(teacher_guidance(own, *asked).values()) == expected, asked
+
+
 def test_a_resumed_run_needs_the_teacher_it_began_with(student, folders):
     other = folders / "other"
     torch.manual_seed(5)
@@ -255,7 +263,9 @@ def test_what_is_missing_is_said(folders, teacher):
     ("arguments", "reason"),
     [
         ("distill", "this stage needs --teacher DIR"),
-        ("distill --teacher no", "--teacher: there is no folder no"),
+        ("distill --teacher no", "there is no model 'no'"),
+        ("distill --teacher no/such/folder", "--teacher: there is no folder no/such/folder"),
+        ("distill --teacher toon-base", "the teacher is a 'toon' model"),
         ("distill --teacher .", "expected a model folder with model_index.json"),
         ("distill --teacher . --chunks 3", "distill does not take --chunks"),
         ("rollout --teacher .", "got neither"),
@@ -282,19 +292,22 @@ def test_the_command_line_hands_ablations_on(folders, monkeypatch):
 
     def stand_in(data, out, minutes, *, config, resume=False, device="cpu", teacher=None, no_sink=False,
                  no_history=False, no_stage_1=False, no_pointer_truncation=False, chunks=5, guidance=None,
-                 fake_rate=None, train_orchestrator=False, audio_weight=1.0, follow=5, grow=40):
+                 fake_rate=None, train_orchestrator=False, audio_weight=1.0, follow=5, grow=40,
+                 temperature=1.0, picture_temperature=None, picture_guidance=None):
         seen.update(locals())
 
     monkeypatch.setattr(command, "import_module", lambda name: SimpleNamespace(train_rollout=stand_in))
     options = (
         f"--teacher {folders} --no-sink --no-history --no-stage-1 --no-pointer-truncation --chunks 3 --guidance 1.5 "
-        "--fake-rate 1e-5 --train-orchestrator --audio-weight 2 --follow 3 --grow 7"
+        "--fake-rate 1e-5 --train-orchestrator --audio-weight 2 --follow 3 --grow 7 "
+        "--temperature 0.5 --picture-temperature 0.8 --picture-guidance 2.5"
     )
     assert main(f"train rollout --data {folders} --out x --minutes 1 --preset tiny {options}".split()) == 0
     flags = ("no_sink", "no_history", "no_stage_1", "no_pointer_truncation", "train_orchestrator")
     assert all(seen[name] is True for name in flags) and seen["teacher"] == folders
     assert (seen["chunks"], seen["guidance"], seen["fake_rate"], seen["audio_weight"]) == (3, 1.5, 1e-5, 2.0)
     assert (seen["follow"], seen["grow"]) == (3, 7)
+    assert (seen["temperature"], seen["picture_temperature"], seen["picture_guidance"]) == (0.5, 0.8, 2.5)
 
 
 # -- what is seen while it runs -----------------------------------------------------------------------

@@ -72,7 +72,8 @@ def train(
     rate: Annotated[float | None, typer.Option(help="Learning rate; else the stage's own.")] = None,
     cooldown: Annotated[float | None, typer.Option(help="Share of the minutes, at the end, in which it falls.")] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Begin with these weights (the stage's before).")
+        Path | None,
+        typer.Option(metavar="DIR", help="Begin with these weights (the stage's before, or its own of another run)."),
     ] = None,
     speech: Annotated[Path | None, typer.Option(metavar="DIR", help="joint: shards of speech alone to mix in.")] = None,
     codecs: Annotated[
@@ -86,9 +87,12 @@ def train(
     ] = False,
     freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
     teacher: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="distill, rollout: the model folder to distil.")
+        Path | None, typer.Option(metavar="toon-base|DIR", help="distill, rollout, ablate: what is distilled.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="distill, rollout: the teacher's; else its own.")] = None,
+    picture_guidance: Annotated[
+        float | None, typer.Option(help="distill, rollout: the teacher's of the picture alone, down to its own level.")
+    ] = None,
     fake_rate: Annotated[
         float | None, typer.Option(help="distill, rollout: the fake score's; else a fifth of --rate.")
     ] = None,
@@ -163,14 +167,18 @@ def train(
     if not resume and (out / "model.safetensors").exists():
         how = "go on with --resume, or " if chosen.reads_data else ""
         raise InputError(f"{out} holds weights already: {how}choose another --out")
+    if teacher is not None and len(teacher.parts) == 1 and not teacher.is_dir():
+        from streamchar.stream.models import resolve
+
+        teacher = resolve(str(teacher))  # a shipped model's name
     options = {
         "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
         "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
-        "freeze_encoder": freeze_encoder or None, "teacher": teacher, "guidance": guidance, "fake_rate": fake_rate,
-        "follow": follow, "audio_weight": audio_weight, "temperature": temperature,
-        "picture_temperature": picture_temperature, "train_orchestrator": train_orchestrator or None,
-        "chunks": chunks, "grow": grow, "no_sink": no_sink or None, "no_history": no_history or None,
-        "no_stage_1": no_stage_1 or None, "no_pointer_truncation": no_pointer_truncation or None,
+        "freeze_encoder": freeze_encoder or None, "teacher": teacher, "guidance": guidance,
+        "picture_guidance": picture_guidance, "fake_rate": fake_rate, "follow": follow, "audio_weight": audio_weight,
+        "temperature": temperature, "picture_temperature": picture_temperature,
+        "train_orchestrator": train_orchestrator or None, "chunks": chunks, "grow": grow,
+        "no_sink": no_sink or None, "no_history": no_history or None, "no_stage_1": no_stage_1 or None, "no_pointer_truncation": no_pointer_truncation or None,
         "updates": updates, "shard": shard or None, "bf16": bf16 or None, "compile": compile or None,
         "checkpoint_activations": checkpoint_activations or None, "accumulate": accumulate, "seeds": seeds,
         "protocols": protocols, "clips": clips, "fast": fast or None, "metrics": metrics,
@@ -207,7 +215,8 @@ def check(options: dict[str, Any]) -> None:
     for name in ("batch", "follow", "chunks", "grow", "updates", "accumulate", "seeds", "clips"):
         if options.get(name, 1) < 1:
             raise InputError(f"--{name} must be at least 1, got {options[name]}")
-    for name in ("rate", "fake_rate", "guidance", "audio_weight", "temperature", "picture_temperature"):
+    positive = ("guidance", "picture_guidance", "audio_weight", "temperature", "picture_temperature")
+    for name in ("rate", "fake_rate", *positive):
         if not 0 < options.get(name, 1.0) < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} must be above 0, got {options[name]}")
     if not 0 <= options.get("cooldown", 0.0) <= 1:
@@ -226,8 +235,9 @@ def train_ablate(
     teacher: Path | None = None, updates: int | None = None, seeds: int = 3, protocols: str = "short,long",
     clips: int | None = None, fast: bool = False, metrics: str | None = None, recogniser_folder: Path | None = None,
     chunks: int = 5, grow: int = 40, batch: int | None = None, rate: float | None = None,
-    fake_rate: float | None = None, guidance: float | None = None, audio_weight: float | None = None,
-    follow: int | None = None, temperature: float | None = None, picture_temperature: float | None = None,
+    fake_rate: float | None = None, guidance: float | None = None, picture_guidance: float | None = None,
+    audio_weight: float | None = None, follow: int | None = None, temperature: float | None = None,
+    picture_temperature: float | None = None,
 ) -> None:
     """All ablations at one budget; the same command goes on after a stop (`resume` says nothing new)."""
     from streamchar.train.ablate import Ablation, Budget, ablate, markdown
@@ -239,8 +249,9 @@ def train_ablate(
         protocols, clips=clips, fast=fast, metrics=metrics, recogniser_folder=recogniser_folder, device=device
     )
     asked = {
-        "batch": batch, "rate": rate, "fake_rate": fake_rate, "guidance": guidance, "audio_weight": audio_weight,
-        "follow": follow, "temperature": temperature, "picture_temperature": picture_temperature,
+        "batch": batch, "rate": rate, "fake_rate": fake_rate, "guidance": guidance,
+        "picture_guidance": picture_guidance, "audio_weight": audio_weight, "follow": follow,
+        "temperature": temperature, "picture_temperature": picture_temperature,
     }
     options = {name: value for name, value in asked.items() if value is not None}
     plan = Ablation(

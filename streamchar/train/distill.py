@@ -372,9 +372,9 @@ def train_distill(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 8,
     rate: float | None = None, fake_rate: float | None = None, cooldown: float = 0.0, seed: int = 0,
     device: str = "cpu", teacher: Path | None = None, start: Path | None = None, guidance: float | None = None,
-    audio_weight: float = 1.0, follow: int = 5, temperature: float = 1.0, picture_temperature: float | None = None,
-    train_orchestrator: bool = False, no_sink: bool = False, no_history: bool = False, warmup: int = 60,
-    updates: int | None = None, scale: Scale | None = None,
+    picture_guidance: float | None = None, audio_weight: float = 1.0, follow: int = 5, temperature: float = 1.0,
+    picture_temperature: float | None = None, train_orchestrator: bool = False, no_sink: bool = False,
+    no_history: bool = False, warmup: int = 60, updates: int | None = None, scale: Scale | None = None,
 ) -> None:
     """Train stage I for `minutes`, or to `updates` of the student, from the model in `teacher` or an earlier student
     in `start`; writes a model folder and a checkpoint."""
@@ -382,8 +382,8 @@ def train_distill(
     assert teacher is not None
     schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
     terms = DistillTerms(
-        **teacher_guidance(models, guidance), audio=audio_weight, follow=follow, temperature=temperature,
-        picture_temperature=picture_temperature, sink=not no_sink, history=not no_history,
+        **teacher_guidance(models, guidance, picture_guidance), audio=audio_weight, follow=follow,
+        temperature=temperature, picture_temperature=picture_temperature, sink=not no_sink, history=not no_history,
         orchestrator=train_orchestrator,
     )
     objective = DistillObjective(

@@ -293,10 +293,10 @@ def train_rollout(
     data: Path, out: Path, minutes: float, *, config: ModelConfig, resume: bool = False, batch: int = 4,
     rate: float | None = None, fake_rate: float | None = None, cooldown: float = 0.0, seed: int = 0,
     device: str = "cpu", teacher: Path | None = None, start: Path | None = None, guidance: float | None = None,
-    audio_weight: float = 1.0, follow: int = 5, temperature: float = 1.0, picture_temperature: float | None = None,
-    train_orchestrator: bool = False, no_sink: bool = False, no_history: bool = False, no_stage_1: bool = False,
-    no_pointer_truncation: bool = False, chunks: int = 5, grow: int = 40, warmup: int = 60,
-    updates: int | None = None, scale: Scale | None = None,
+    picture_guidance: float | None = None, audio_weight: float = 1.0, follow: int = 5, temperature: float = 1.0,
+    picture_temperature: float | None = None, train_orchestrator: bool = False, no_sink: bool = False,
+    no_history: bool = False, no_stage_1: bool = False, no_pointer_truncation: bool = False, chunks: int = 5,
+    grow: int = 40, warmup: int = 60, updates: int | None = None, scale: Scale | None = None,
 ) -> None:
     """Train stage II for `minutes`, or to `updates` of the student, from stage I's in `start`; writes a model folder
     and a checkpoint."""
@@ -310,8 +310,8 @@ def train_rollout(
     student = models if start is None else begun(models, start)
     schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
     terms = RolloutTerms(
-        **teacher_guidance(models, guidance), audio=audio_weight, follow=follow, temperature=temperature,
-        picture_temperature=picture_temperature, sink=not no_sink, history=not no_history,
+        **teacher_guidance(models, guidance, picture_guidance), audio=audio_weight, follow=follow,
+        temperature=temperature, picture_temperature=picture_temperature, sink=not no_sink, history=not no_history,
         orchestrator=train_orchestrator, chunks=chunks, grow=grow, pointer=not no_pointer_truncation,
     )
     objective = RolloutObjective(

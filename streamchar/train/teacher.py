@@ -47,12 +47,14 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def teacher_guidance(models: Models, guidance: float | None) -> dict[str, Any]:
-    """Terms of a distillation: the teacher's own guidance of speech and picture, or `guidance` for both."""
-    if guidance is not None:
+def teacher_guidance(models: Models, guidance: float | None, picture: float | None = None) -> dict[str, Any]:
+    """Terms of a distillation: the teacher's own guidance of speech and picture, or `guidance` for both; or `picture`
+    for the picture, down to the noise level that is the teacher's own."""
+    if guidance is not None and picture is None:
         return {"guidance": guidance, "picture_guidance": None, "picture_guidance_above": 0.0}
     return {
-        "guidance": models.guidance, "picture_guidance": models.picture_guidance,
+        "guidance": models.guidance if guidance is None else guidance,
+        "picture_guidance": models.picture_guidance if picture is None else picture,
         "picture_guidance_above": models.picture_guidance_above,
     }
 
