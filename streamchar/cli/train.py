@@ -58,6 +58,8 @@ STAGES = {
 }
 SCALE = ("shard", "bf16", "checkpoint_activations", "compile", "accumulate")
 """Options of how a run is spread out (`train/parallel.py:Scale`)."""
+OWN = ("stage", "data", "out", "preset", "minutes", "resume", "gpus", "gpu_memory", "tflops")
+"""What is not an option of a stage's function."""
 
 
 def train(
@@ -146,6 +148,7 @@ def train(
     tflops: Annotated[float | None, typer.Option(help="plan: sustained rate of one.  [default: 400]")] = None,
 ) -> None:
     """Train one stage for some minutes; repeat with --resume to go on. `plan`: what the stages take on many GPUs."""
+    given = dict(locals())
     if stage == "plan":
         from streamchar.cli.plan import show_training_plan
 
@@ -171,20 +174,8 @@ def train(
         from streamchar.stream.models import resolve
 
         teacher = resolve(str(teacher))  # a shipped model's name
-    options = {
-        "device": device, "batch": batch, "rate": rate, "cooldown": cooldown, "start": start, "speech": speech,
-        "prompt_encoder": prompt_encoder, "freeze_speech": freeze_speech or None,
-        "freeze_encoder": freeze_encoder or None, "teacher": teacher, "guidance": guidance,
-        "picture_guidance": picture_guidance, "fake_rate": fake_rate, "follow": follow, "audio_weight": audio_weight,
-        "temperature": temperature, "picture_temperature": picture_temperature,
-        "train_orchestrator": train_orchestrator or None, "chunks": chunks, "grow": grow,
-        "no_sink": no_sink or None, "no_history": no_history or None, "no_stage_1": no_stage_1 or None, "no_pointer_truncation": no_pointer_truncation or None,
-        "updates": updates, "shard": shard or None, "bf16": bf16 or None, "compile": compile or None,
-        "checkpoint_activations": checkpoint_activations or None, "accumulate": accumulate, "seeds": seeds,
-        "protocols": protocols, "clips": clips, "fast": fast or None, "metrics": metrics,
-        "recogniser_folder": recogniser_folder, "codecs": codecs,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {**given, "teacher": teacher}
+    options = {name: v for name, v in given.items() if name not in OWN and v is not None and v is not False}
     check(options)
     from streamchar.config.presets import preset as named
 
