@@ -20,6 +20,8 @@ VIDEO_MINUTES=${VIDEO_MINUTES:-${MINUTES:-90}}
 PROMPT_MINUTES=${PROMPT_MINUTES:-${MINUTES:-4}}
 ORCHESTRATOR_MINUTES=${ORCHESTRATOR_MINUTES:-${MINUTES:-1440}}
 JOINT_MINUTES=${JOINT_MINUTES:-${MINUTES:-1440}}
+DISTILL_MINUTES=${DISTILL_MINUTES:-${MINUTES:-45}}
+ROLLOUT_MINUTES=${ROLLOUT_MINUTES:-${MINUTES:-60}}
 COOLDOWN=${COOLDOWN:-0.3}                      # of a stage's minutes, at its end
 SHARD_SECONDS=${SHARD_SECONDS:-600}
 SIZE=${SIZE:-256}                              # of the pictures: the preset's height and width; tiny: 64
@@ -92,6 +94,16 @@ wait "$drawing"
 once joint stage joint "$JOINT_MINUTES" "$DATA/clips" "$RUNS/joint" --speech "$DATA/speech" --cooldown "$COOLDOWN" \
     --start "$RUNS/orchestrator" --prompt-encoder "$RUNS/prompt_encoder"
 
-# 5. a model folder: streamchar say "..." --model $RUNS/model
-once assemble "$PYTHON" scripts/assemble.py --preset "$PRESET" --speech "$RUNS/joint" --codecs "$RUNS" --out "$RUNS/model"
+# 5. the base model, as a folder that plays: the teacher of what follows
+assemble() { once "$1" "$PYTHON" scripts/assemble.py --preset "$PRESET" --codecs "$RUNS" "${@:2}"; }
+assemble base --speech "$RUNS/joint" --out "$RUNS/base" --steps 4 --guidance 2 --temperature 0.5 \
+    --picture-guidance 3 --picture-guidance-above 0.88 --picture-temperature 0.25
+
+# 6. stages 3 and 4; then streamchar say "..." --model $RUNS/model
+student=(--teacher "$RUNS/base" --guidance 1.5 --picture-guidance 2 --temperature 0.5 --picture-temperature 1
+    --rate 1e-4 --fake-rate 3e-4 --follow 3 --cooldown "$COOLDOWN")
+once distill stage distill "$DISTILL_MINUTES" "$DATA/clips" "$RUNS/distill" "${student[@]}" --batch 4
+once rollout stage rollout "$ROLLOUT_MINUTES" "$DATA/clips" "$RUNS/rollout" "${student[@]}" --batch 2 --grow 10 \
+    --start "$RUNS/distill"
+assemble model --speech "$RUNS/rollout" --out "$RUNS/model" --guidance 1.5 --picture-guidance 1
 echo "$RUNS/model"

@@ -6,7 +6,7 @@
 
 STAGE=${STAGE:-distill}
 NAME=${NAME:-$STAGE} # of the run: an ablation needs its own
-TEACHER=${TEACHER:-$ASSETS}
+TEACHER=${TEACHER:-$BASE}
 case $STAGE in distill | rollout) ;; *) say "STAGE is distill or rollout, got $STAGE" && exit 2 ;; esac
 [ -e "$TEACHER/model_index.json" ] || { say "no model folder in $TEACHER: set TEACHER" && exit 2; }
 

@@ -17,7 +17,7 @@ fi
 wait_for_shards data/clips
 
 start=${START:-runs/orchestrator} # a folder with orchestrator/ and dit/: stage 1's export, or any model folder
-[ -d "$start/dit" ] || start=$ASSETS
+[ -d "$start/dit" ] || start=$BASE
 mkdir -p runs/joint
 say "training for $(minutes_left) minutes, begun from $start"
 # shellcheck disable=SC2046

@@ -38,13 +38,13 @@ class ModelGenerator:
     """Clips of a model, one stream each, through the chunk step that everything else uses."""
 
     def __init__(self, source: str, *, steps: int | None = None, device: str = "cpu") -> None:
-        from streamchar.stream.models import part_folders, read_index, resolve
+        from streamchar.stream.models import parts_of, resolve
         from streamchar.stream.pipeline import StreamCharPipeline
 
         self.pipe = StreamCharPipeline.from_pretrained(source, device=device)
         self.steps = self.pipe.models.steps if steps is None else steps
         folder = resolve(source)
-        shared = {path.parent for path in part_folders(folder, read_index(folder)).values()} - {folder}
+        shared = {path.parent for path in parts_of(folder).values()} - {folder}
         self.weights = weights_hash(folder, *sorted(shared))
         self.source = source
         code = [source_hash(PACKAGE / "stream" / f) for f in ("pipeline.py", "mux.py")]

@@ -98,6 +98,11 @@ def part_folders(folder: Path, index: dict[str, Any]) -> dict[str, Path]:
     return {name: path if path.is_dir() else rest / name for name, path in own.items()}
 
 
+def parts_of(folder: Path) -> dict[str, Path]:
+    """The same of a folder that may be a run's export, without an index."""
+    return part_folders(folder, read_index(folder) if (folder / INDEX).is_file() else {})
+
+
 def usable(device: str) -> torch.device:
     """The device of that name. Raises `InputError` where this machine or this torch has none."""
     try:

@@ -24,6 +24,7 @@ from streamchar.flow.schedule import Schedule as Steps
 from streamchar.orchestrator.lm import Orchestrator, Plan
 from streamchar.orchestrator.packing import SpeechBatch
 from streamchar.orchestrator.pointer import pointer_loss
+from streamchar.stream.models import parts_of
 from streamchar.train.loop import Schedule, generator, run
 from streamchar.train.parallel import Scale
 
@@ -114,9 +115,10 @@ def pointer_terms(plan: Plan, windows: Windows, batch: SpeechBatch) -> tuple[Ten
 
 def start_from(model: SpeechModel, folder: Path) -> None:
     """Load the weights of a model folder or of a run's export. Stage 1's has main blocks as initialised."""
-    speech = load_component(Orchestrator, OrchestratorConfig, folder / "orchestrator")
+    parts = parts_of(folder)
+    speech = load_component(Orchestrator, OrchestratorConfig, parts["orchestrator"])
     model.orchestrator.load_state_dict(speech.state_dict())
-    model.dit.load_state_dict(load_component(JointDiT, DiTConfig, folder / "dit").state_dict())
+    model.dit.load_state_dict(load_component(JointDiT, DiTConfig, parts["dit"]).state_dict())
 
 
 def begins_with(start: Path | None, resume: bool) -> Path | None:

@@ -36,7 +36,7 @@ def load_teacher(folder: Path | None) -> Models:
 
 def fingerprint(folder: Path) -> str:
     """Tells one teacher's weights from another's: a resumed run must have the one that it began with."""
-    digest, folders = hashlib.sha256(), stream_models.part_folders(folder, stream_models.read_index(folder))
+    digest, folders = hashlib.sha256(), stream_models.parts_of(folder)
     for name in ("orchestrator", "dit", "prompt_encoder"):
         for path in sorted(folders[name].glob("*.safetensors")):
             size = path.stat().st_size
@@ -61,9 +61,10 @@ def teacher_guidance(models: Models, guidance: float | None, picture: float | No
 
 def begun(teacher: Models, start: Path) -> Models:
     """An earlier run's student: its export, or orchestrator/ and dit/ alone as pieces of a run are joined."""
+    parts = stream_models.parts_of(start)
     return replace(
-        teacher, orchestrator=load_component(Orchestrator, OrchestratorConfig, start / "orchestrator"),
-        dit=load_component(JointDiT, DiTConfig, start / "dit"),
+        teacher, orchestrator=load_component(Orchestrator, OrchestratorConfig, parts["orchestrator"]),
+        dit=load_component(JointDiT, DiTConfig, parts["dit"]),
     )
 
 
