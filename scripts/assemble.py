@@ -4,7 +4,8 @@
 
 `--speech` holds orchestrator/ and dit/ (what `streamchar train joint`, `distill` and `rollout` write); `--codecs`
 holds audio_codec/, video_codec/ and prompt_encoder/, or those are given one by one. A student's sampler, steps, shift,
-sink and history are carried over; --steps, --guidance and --temperature change what is said of the model.
+sink and history are carried over; --base puts its speech half-way to the model before it; --steps, --guidance and
+--temperature change what is said of the model.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def main() -> None:
     )
     parser.add_argument("--temperature", type=float, help="deviation of the starting noise; else as trained, or 1")
     parser.add_argument("--picture-temperature", type=float, help="of the picture alone; else as --temperature")
+    parser.add_argument("--base", type=Path, help="of a student: the model that it was made from")
+    parser.add_argument("--speech-share", type=float, default=0.5, help="of the way from the base's speech: 0 to 1")
     parser.add_argument("--shares", help="a shipped model: components that it has to the bit are not written again")
     parser.add_argument("--full", action="store_true", help="float32 weights instead of int8")
     parser.add_argument("--out", type=Path, required=True)
@@ -52,7 +55,7 @@ def main() -> None:
     )
     assemble(
         parts, preset(given.preset), given.out, name=given.name or given.preset, small=not given.full,
-        sampling=sampling, shares=given.shares,
+        sampling=sampling, shares=given.shares, base=given.base, speech_share=given.speech_share,
     )
     total = sum(path.stat().st_size for path in given.out.rglob("*.safetensors"))
     print(f"{given.out}: {total / 2**20:.1f} MiB of weights")

@@ -103,6 +103,29 @@ def test_the_script_keeps_a_student_a_student(run, folders, tmp_path, monkeypatc
     assert replace(asked, name="x").history is True
 
 
+def test_the_speech_goes_a_part_of_the_way(run, folders, tmp_path, monkeypatch):
+    """Half-way between base and student in the speech's own path, the student's everywhere else."""
+    import runpy
+    from pathlib import Path
+
+    from streamchar.train.assemble import speech_path
+
+    folder, objective, _ = run
+    script = str(Path(__file__).parents[1] / "scripts" / "assemble.py")
+    arguments = ["--preset", "tiny", "--speech", str(folder), "--codecs", str(folders / "teacher"), "--full"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--base", str(folders / "teacher"), "--out", str(tmp_path)])
+    runpy.run_path(script, run_name="__main__")
+    made, student = load(tmp_path).dit.state_dict(), objective.model.dit.state_dict()
+    base, path = load(folders / "teacher").dit.state_dict(), speech_path(objective.model.dit)
+    assert path and all(name.startswith("audio.") for name in path)
+    for name, value in made.items():
+        expected = (base[name] + student[name]) / 2 if name in path else student[name]
+        torch.testing.assert_close(value, expected)
+    moved = {name for name in made if not torch.equal(made[name], student[name])}
+    assert moved <= path and len(moved) > len(path) // 2
+    assert any(name.startswith("audio.to_main.") for name in made.keys() - path)
+
+
 def test_what_a_shipped_model_has_is_not_written_again(folders, run, tmp_path, monkeypatch):
     """A base model beside its student: the DiT is its own, everything else the student's."""
     from streamchar.cli.generator import ModelGenerator

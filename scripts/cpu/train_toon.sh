@@ -105,5 +105,5 @@ student=(--teacher "$RUNS/base" --guidance 1.5 --picture-guidance 2 --temperatur
 once distill stage distill "$DISTILL_MINUTES" "$DATA/clips" "$RUNS/distill" "${student[@]}" --batch 4
 once rollout stage rollout "$ROLLOUT_MINUTES" "$DATA/clips" "$RUNS/rollout" "${student[@]}" --batch 2 --grow 10 \
     --start "$RUNS/distill"
-assemble model --speech "$RUNS/rollout" --out "$RUNS/model" --guidance 1.5 --picture-guidance 1
+assemble model --speech "$RUNS/rollout" --base "$RUNS/base" --out "$RUNS/model" --guidance 1.5 --picture-guidance 1
 echo "$RUNS/model"

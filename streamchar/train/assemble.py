@@ -61,18 +61,34 @@ def sampling_of(folder: Path) -> Sampling:
     return Sampling()
 
 
+def speech_between(base: JointDiT, student: JointDiT, share: float) -> None:
+    """Move `student`'s own path of the speech to `share` of the way from `base`'s to its own: a mean of weights, which
+    kept words and sound better than either end (docs/decisions.md). What joins it to the picture stays."""
+    own, theirs = student.state_dict(), base.state_dict()
+    mixed = {name: torch.lerp(theirs[name], own[name], share) for name in speech_path(student)}
+    student.load_state_dict({**own, **mixed})
+
+
+def speech_path(dit: JointDiT) -> set[str]:
+    """Names of the weights that the speech alone goes through."""
+    joints = ("audio.to_main.", "audio.from_main.")
+    return {name for name in dit.state_dict() if name.startswith("audio.") and not name.startswith(joints)}
+
+
 def assemble(
     parts: Parts, config: ModelConfig, out: Path, *, name: str, steps: int = 16, guidance: float = 1.0,
     temperature: float = 1.0, small: bool = True, sampling: Sampling | None = None,
-    shares: str | None = None,
+    shares: str | None = None, base: Path | None = None, speech_share: float = 1.0,
 ) -> Models:
     """Write `out`; with `small`, as int8 rows (codecs lose 0.04 dB by it). What the shipped model `shares` stores to
-    the bit is not written again.
+    the bit is not written again. `base`, `speech_share`: see `speech_between`.
 
     `sampling` takes the place of `steps`, `guidance` and `temperature`, and says the rest: `sampling_of` a student."""
     played = sampling or Sampling(steps=steps, guidance=guidance, temperature=temperature)
     orchestrator = load_component(Orchestrator, OrchestratorConfig, parts.orchestrator)
     dit = load_component(JointDiT, DiTConfig, parts.dit)
+    if base is not None:
+        speech_between(load_component(JointDiT, DiTConfig, base / "dit"), dit, speech_share)
     video, audio = ToonVideoCodec.load(parts.video_codec), ToonAudioCodec.load(parts.audio_codec)
     prompt = T5PromptEncoder.load(parts.prompt_encoder)
     models = Models(
