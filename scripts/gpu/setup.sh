@@ -17,6 +17,7 @@ SEND_MIB=${SEND_MIB:-58}             # size of the pieces together
 WHEELS=${WHEELS:-.whl}
 ASSETS=${ASSETS:-streamchar/assets/toon}
 BASE=${BASE:-$ASSETS-base} # before distillation: what training goes on with
+[ -d "$BASE" ] || BASE=$ASSETS
 AUDIO_CODEC=${AUDIO_CODEC:-$ASSETS/audio_codec}
 VIDEO_CODEC=${VIDEO_CODEC:-$ASSETS/video_codec}
 PROMPT_ENCODER=${PROMPT_ENCODER:-$ASSETS/prompt_encoder}
