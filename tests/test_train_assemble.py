@@ -159,6 +159,9 @@ def test_what_a_shipped_model_has_is_not_written_again(folders, run, tmp_path, m
     torch.testing.assert_close(read.dit.state_dict()[weight], base.dit.state_dict()[weight], atol=2e-3, rtol=0)
     assert not torch.allclose(read.dit.state_dict()[weight], whole.dit.state_dict()[weight], atol=2e-3)
     assert fingerprint(tmp_path / "base") != fingerprint(tmp_path / "whole")
+    started = begun(whole, tmp_path / "base")
+    assert torch.equal(started.dit.state_dict()[weight], read.dit.state_dict()[weight])
+    assert started.orchestrator.state_dict().keys() == whole.orchestrator.state_dict().keys()
 
     before = ModelGenerator(str(tmp_path / "base")).weights
     (tmp_path / "whole" / "orchestrator" / "config.json").write_text(
