@@ -174,7 +174,7 @@ def train(
         from streamchar.stream.models import resolve
 
         teacher = resolve(str(teacher))  # a shipped model's name
-    given = {**given, "teacher": teacher}
+    given["teacher"] = teacher
     options = {name: v for name, v in given.items() if name not in OWN and v is not None and v is not False}
     check(options)
     from streamchar.config.presets import preset as named

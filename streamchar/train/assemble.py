@@ -88,7 +88,7 @@ def assemble(
     orchestrator = load_component(Orchestrator, OrchestratorConfig, parts.orchestrator)
     dit = load_component(JointDiT, DiTConfig, parts.dit)
     if base is not None:
-        speech_between(load_component(JointDiT, DiTConfig, base / "dit"), dit, speech_share)
+        speech_between(load_component(JointDiT, DiTConfig, stream_models.parts_of(base)["dit"]), dit, speech_share)
     video, audio = ToonVideoCodec.load(parts.video_codec), ToonAudioCodec.load(parts.audio_codec)
     prompt = T5PromptEncoder.load(parts.prompt_encoder)
     models = Models(

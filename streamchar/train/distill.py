@@ -39,7 +39,7 @@ from streamchar.train.context import Context
 from streamchar.train.dmd import dmd_gradient, dmd_loss, guided, per_sample, score_sigma
 from streamchar.train.joint import chunk_conditions, mouth_focus
 from streamchar.train.loop import Schedule, generator, run
-from streamchar.train.orchestrator import SpeechTerms, corrupt, pointer_terms
+from streamchar.train.orchestrator import SpeechTerms, begins_with, corrupt, pointer_terms
 from streamchar.train.parallel import Scale
 from streamchar.train.streams import Gallery
 from streamchar.train.teacher import FAKE, begun, fingerprint, followed, load_teacher, teacher_guidance
@@ -378,7 +378,7 @@ def train_distill(
 ) -> None:
     """Train stage I for `minutes`, or to `updates` of the student, from the model in `teacher` or an earlier student
     in `start`; writes a model folder and a checkpoint."""
-    models = load_teacher(teacher)
+    models, start = load_teacher(teacher), begins_with(start, resume)
     assert teacher is not None
     schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
     terms = DistillTerms(

@@ -55,6 +55,7 @@ from streamchar.train.distill import (
     pace,
 )
 from streamchar.train.loop import generator
+from streamchar.train.orchestrator import begins_with
 from streamchar.train.parallel import Scale
 from streamchar.train.streams import begin, transcript_of, true_cursor
 from streamchar.train.teacher import begun, fingerprint, followed, load_teacher, teacher_guidance
@@ -305,7 +306,7 @@ def train_rollout(
             "rollout begins from stage I's student: give --start DIR, or --no-stage-1 to begin from the teacher; "
             f"got {'both' if no_stage_1 else 'neither'}"
         )
-    models = load_teacher(teacher)
+    models, start = load_teacher(teacher), begins_with(start, resume)
     assert teacher is not None
     student = models if start is None else begun(models, start)
     schedule = pace(config, minutes, rate, cooldown, warmup, None if updates is None else updates * (follow + 1))
