@@ -14,7 +14,7 @@ from torch import nn
 from streamchar import clock
 from streamchar.bench.flops import dense
 from streamchar.codecs.audio import BINS, FRAMES_PER_LATENT, ToonAudioCodec
-from streamchar.codecs.video import ToonVideoCodec
+from streamchar.codecs.video import Decoder, ToonVideoCodec
 from streamchar.stream.decoding import ArrangedVideoCodec
 
 COARSE_KERNEL, FINE_KERNEL, EXPANSION = 4, 7, 3  # of the toon audio decoder's blocks
@@ -49,15 +49,33 @@ def audio_decode(codec: Any) -> int | None:
 
 
 def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
-    """Our small VAE: residual levels with depth-to-space maps between."""
-    decoder, positions = codec.decoder, clock.VIDEO_LATENTS_PER_CHUNK * math.prod(latent_size)
+    """Our small VAE: residual levels with depth-to-space maps between; with a mixer, the still's latent and the
+    mixture too."""
+    area = math.prod(latent_size)
+    total, positions = _toon_levels(codec.decoder, clock.VIDEO_LATENTS_PER_CHUNK * area)
+    mixer = codec.decoder.reference
+    if mixer is None:
+        return total
+    coarse, middle, fine = positions[-3:]
+    total += _toon_levels(codec.decoder, area)[0]
+    for at, parts in (
+        (coarse, (mixer.inward, mixer.coarse, mixer.up)), (middle, (mixer.across, mixer.middle, mixer.flow)),
+        (fine, (mixer.share,)),
+    ):  # fmt: skip
+        total += sum(_convs(part, at) for part in parts)
+    return total
+
+
+def _toon_levels(decoder: Decoder, positions: int) -> tuple[int, list[int]]:
+    """Operations from the latents to the picture, and the positions of each level."""
     ups, levels = list(decoder.ups), list(decoder.levels)
-    total = _convs(decoder.stem, positions) + _convs(levels[0], positions)
+    total, found = _convs(decoder.stem, positions) + _convs(levels[0], positions), [positions]
     for up, level, following in zip(ups, levels[1:], [*ups[1:], decoder.head], strict=True):
         total += _convs(up, positions)
         positions *= up.out_channels // following.in_channels  # channels become pixels, or frames
         total += _convs(level, positions)
-    return total + _convs(decoder.head, positions)
+        found.append(positions)
+    return total + _convs(decoder.head, positions), found
 
 
 def _convs(module: nn.Module, positions: int) -> int:

@@ -47,6 +47,7 @@ STAGES = {
         module="streamchar.train.video_codec", function="train_video_codec", part="video",
         source="--clips-raw DIR --clips 400",
     ),
+    "reference": Stage(module="streamchar.train.reference", function="train_reference", part="video"),
     "prompt-encoder": Stage(
         module="streamchar.train.prompt_encoder", function="train_prompt_encoder", part="prompt", source=None
     ),
@@ -139,7 +140,10 @@ def train(
     protocols: Annotated[
         str | None, typer.Option(metavar="A,B", help="ablate: what is measured on.  [default: short,long]")
     ] = None,
-    clips: Annotated[int | None, typer.Option(help="ablate: only the first so many clips of each protocol.")] = None,
+    clips: Annotated[
+        int | None,
+        typer.Option(help="ablate: only the first so many of each protocol. reference: examples.  [default: 800]"),
+    ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="ablate: the protocols' variants for two cores.")] = False,
     metrics: Annotated[str | None, typer.Option(metavar="A,B", help="ablate: only these; else the table's.")] = None,
     recogniser_folder: Annotated[Path | None, typer.Option(help="ablate: the recogniser's weights.")] = None,

@@ -20,45 +20,14 @@ from torch import Tensor, nn
 
 from streamchar import clock
 from streamchar.codecs.component import load_component, save_component
+from streamchar.codecs.layers import PixelNorm, Residual
+from streamchar.codecs.reference import ReferenceMixer
 from streamchar.config.model import VideoCodecConfig
 from streamchar.errors import ConfigError, InputError
 
 HISTORY = 2  # latents before the present one that a time mixer sees
 MIXED_LEVELS = 2  # the coarsest levels, where the time mixers stand
 GROUP_CHANNELS = clock.VIDEO_STRIDE * 3
-
-
-class PixelNorm(nn.Module):
-    """Layer norm over the channels of each pixel, with a learned gain.
-
-    Layer rather than RMS norm: torch's CPU kernel for it is one pass in 16 bits with float32 statistics, while
-    `rms_norm` is taken apart into six float32 ones, which took 60 % of a training step at 64x64x96.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
-        with torch.autocast(x_NCHW.device.type, enabled=False):
-            y_NHWC = F.layer_norm(x_NHWC, x_NHWC.shape[-1:], self.gain.to(x_NHWC.dtype), eps=1e-5)
-        return y_NHWC.permute(0, 3, 1, 2)
-
-
-class Residual(nn.Module):
-    """x + 1x1(SiLU(3x3(norm(x)))) with half the channels inside; zero at initialisation."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = PixelNorm(channels)
-        self.inward = nn.Conv2d(channels, channels // 2, 3, padding=1)
-        self.outward = nn.Conv2d(channels // 2, channels, 1)
-        nn.init.zeros_(self.outward.weight)
-        nn.init.zeros_(self.outward.bias)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return x_NCHW + self.outward(F.silu(self.inward(self.norm(x_NCHW))))
 
 
 class TimeMixer(nn.Module):
@@ -123,11 +92,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder mirrored: linear depth-to-space maps with residual levels between."""
+    """The encoder mirrored: linear depth-to-space maps with residual levels between; with a `ReferenceMixer` where
+    the config wants one."""
 
     def __init__(self, config: VideoCodecConfig, patch: int) -> None:
         super().__init__()
         widths = config.widths[::-1]
+        self.patch = patch
         self.stem = nn.Conv2d(config.latent_channels, widths[0], 1)
         self.levels = nn.ModuleList(
             Level(width, count, mixed=i < MIXED_LEVELS)
@@ -137,12 +108,33 @@ class Decoder(nn.Module):
             nn.Conv2d(coarse, fine * 4, 1) for coarse, fine in zip(widths, widths[1:], strict=False)
         )
         self.head = nn.Conv2d(widths[-1], GROUP_CHANNELS * patch * patch, 1)
+        self.reference = ReferenceMixer(widths, patch) if config.reference else None
 
-    def forward(self, x_NCHW: Tensor, latents: int) -> Tensor:
-        x_NCHW = self.stem(x_NCHW)
+    def features(self, latents_BCKHW: Tensor) -> list[Tensor]:
+        """What each level makes of raw latents, coarse to fine, N = B K of each."""
+        latents = latents_BCKHW.shape[2]
+        x_NCHW = rearrange(latents_BCKHW, "b c k h w -> (b k) c h w").contiguous(memory_format=torch.channels_last)
+        x_NCHW, found = self.stem(x_NCHW), []
         for i, level in enumerate(self.levels):
             x_NCHW = level(F.pixel_shuffle(self.ups[i - 1](x_NCHW), 2) if i else x_NCHW, latents)
-        return self.head(x_NCHW)
+            found.append(x_NCHW)
+        return found
+
+    def picture(self, features: list[Tensor]) -> Tensor:
+        """(N, 4 3, H, W): a group's four frames in the channels."""
+        return rearrange(
+            self.head(features[-1]), "n (f c p q) h w -> n (f c) (h p) (w q)",
+            f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
+        )  # fmt: skip
+
+    def forward(self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+        """Raw latents, and those of the still, if there is one to use -> (N, 4 3, H, W)."""
+        features = self.features(latents_BCKHW)
+        own = self.picture(features)
+        if still_BC1HW is None or self.reference is None:
+            return own
+        seen = self.features(still_BC1HW)
+        return self.reference(own, features[-3:], self.picture(seen)[:, -3:], seen[-3:])[0]
 
 
 class ToonVideoCodec(nn.Module):
@@ -191,16 +183,14 @@ class ToonVideoCodec(nn.Module):
         ).contiguous(memory_format=torch.channels_last)
         return rearrange(self.encoder(x_NCHW, latents), "(b k) c h w -> b c k h w", k=latents)
 
-    def synthesise(self, latents_BCKHW: Tensor) -> Tensor:
-        """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped."""
+    def synthesise(self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+        """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped. `still_BC1HW`: raw, of the picture
+        that a stream begins with; it is used where the codec was made for it."""
         self._check_latents(latents_BCKHW)
-        latents = latents_BCKHW.shape[2]
-        x_NCHW = rearrange(latents_BCKHW, "b c k h w -> (b k) c h w").contiguous(memory_format=torch.channels_last)
         frames = rearrange(
-            self.decoder(x_NCHW, latents),
-            "(b k) (f c p q) h w -> b c (k f) (h p) (w q)",
-            k=latents, f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
-        )
+            self.decoder(latents_BCKHW, still_BC1HW), "(b k) (f c) h w -> b c (k f) h w",
+            k=latents_BCKHW.shape[2], f=clock.VIDEO_STRIDE,
+        )  # fmt: skip
         return frames[:, :, clock.VIDEO_STRIDE - 1 :]  # of the first group only its last frame exists
 
     @torch.no_grad()
@@ -210,11 +200,17 @@ class ToonVideoCodec(nn.Module):
         return (raw - self.mean_C.float()[:, None, None, None]) / self.scale.float()
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor) -> Tensor:
-        """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]."""
+    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+        """Normalised latents (B, C, 1+k, h, w), and those (B, C, 1, h, w) of the picture that the stream began with,
+        if it did -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]."""
         self._check_latents(latents_BCTHW)
+        still = None if still_BC1HW is None else self.raw(still_BC1HW)
+        return self.synthesise(self.raw(latents_BCTHW), still).float().clamp_(-1, 1)
+
+    def raw(self, latents_BCTHW: Tensor) -> Tensor:
+        """Normalised latents as the decoder takes them."""
         raw = latents_BCTHW.float() * self.scale.float() + self.mean_C.float()[:, None, None, None]
-        return self.synthesise(raw.to(self.decoder.stem.weight.dtype)).float().clamp_(-1, 1)
+        return raw.to(self.decoder.stem.weight.dtype)
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; `dtype` narrows the stored parameters."""

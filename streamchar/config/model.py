@@ -95,6 +95,8 @@ class VideoCodecConfig:
     spatial_stride: int
     widths: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
+    reference: bool = False
+    """"toon": the decoder takes from the stream's still what it has in common with it (`codecs/reference.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,17 +46,18 @@ class ArrangedVideoCodec(nn.Module):
         return self.codec.encode(frames_BCTHW)
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor) -> Tensor:
-        """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in [-1, 1]."""
+    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+        """As the codec does."""
+        inputs = (latents_BCTHW,) if still_BC1HW is None else (latents_BCTHW, still_BC1HW)
         if self._last and latents_BCTHW.ndim == 5:
-            latents_BCTHW = latents_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+            inputs = tuple(part.contiguous(memory_format=torch.channels_last_3d) for part in inputs)
         if self._tapes is None:
-            return self.codec.decode(latents_BCTHW)
-        key = (tuple(latents_BCTHW.shape), latents_BCTHW.dtype)
-        return self._tapes(key, (latents_BCTHW,), self, lambda: ())[0]
+            return self.codec.decode(*inputs)
+        key = tuple((tuple(part.shape), part.dtype) for part in inputs)
+        return self._tapes(key, inputs, self, lambda: ())[0]
 
     def _step(self, inputs: Sequence[Tensor], _: Any) -> Outputs:
-        return (self.codec.decode(inputs[0]),)
+        return (self.codec.decode(*inputs),)
 
     def save(self, folder: Path | str) -> None:
         """The codec's own weights."""

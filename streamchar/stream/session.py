@@ -158,7 +158,7 @@ def decode(
     lane = lane_of(models)
     with torch.inference_mode(), lane.entered():
         began = lane.mark()
-        pixels = models.video_codec.decode(made.video)[0].float().clamp(-1, 1)
+        pixels = models.video_codec.decode(made.video, made.still)[0].float().clamp(-1, 1)
         frames = lane.fetch(pixels.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous())
         middle = lane.mark()
         codec = models.audio_codec

@@ -10,12 +10,15 @@ Shape letters as in `codecs/video.py`.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,11 +114,10 @@ class Trainer:
     def __init__(self, codec: ToonVideoCodec, settings: VideoCodecTraining) -> None:
         self.codec, self.settings = codec, settings
         self.average = copy.deepcopy(codec).requires_grad_(False)
-        codec.requires_grad_(True).train()
-        codec.encoder.requires_grad_(not settings.decoder_only)
+        codec.requires_grad_(False).eval()
+        self.part().requires_grad_(True).train()
         self.parameters = {name: p for name, p in codec.named_parameters() if p.requires_grad}
-        ends = (codec.encoder.stem, codec.encoder.head, codec.decoder.stem, codec.decoder.head)
-        outer = {id(end.weight) for end in ends}  # pixels and latents: no hidden layer on one side
+        outer = {id(end.weight) for end in self.ends()}
         inner = [p for p in self.parameters.values() if p.ndim > 1 and id(p) not in outer]
         others = [p for p in self.parameters.values() if p.ndim == 1 or id(p) in outer]
         self.optimisers = (
@@ -123,6 +125,15 @@ class Trainer:
             torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.97), eps=1e-7, weight_decay=0.0),
         )
         self.step, self.elapsed = 0, 0.0
+
+    def part(self) -> nn.Module:
+        """What is trained."""
+        return self.codec.decoder if self.settings.decoder_only else self.codec
+
+    def ends(self) -> tuple[nn.Conv2d, ...]:
+        """Layers that are Adam's: pixels or latents, and so no hidden layer, on one side."""
+        codec = self.codec
+        return codec.encoder.stem, codec.encoder.head, codec.decoder.stem, codec.decoder.head
 
     @property
     def device(self) -> torch.device:
@@ -151,16 +162,21 @@ class Trainer:
             keep = (torch.rand(raw.shape[0], 1, 1, 1, 1, generator=generator) > 0.1).float().to(raw.device)
             return self.codec.synthesise(raw + sigma * keep * eps)
 
-    def update(self, frames_BCTHW: Tensor, weight_BTHW: Tensor, generator: torch.Generator) -> float:
+    def differentiate(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> float:
+        """The loss on frames in [-1, 1] and their weights; leaves its gradients."""
+        frames_BCTHW, weight_BTHW = (part.to(self.device) for part in batch)
+        out = self.reconstruct(frames_BCTHW, generator)
+        loss, grad_BCTHW = reconstruction_gradient(out, frames_BCTHW, weight_BTHW)
+        out.backward(grad_BCTHW)
+        return loss
+
+    def update(self, batch: Any, generator: torch.Generator) -> float:
         """One optimiser step; returns the loss."""
         for optimiser, factor in zip(self.optimisers, (1.0, ADAM_RATE), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = self.rate() * factor
-        frames_BCTHW, weight_BTHW = frames_BCTHW.to(self.device), weight_BTHW.to(self.device)
-        out = self.reconstruct(frames_BCTHW, generator)
-        loss, grad_BCTHW = reconstruction_gradient(out, frames_BCTHW, weight_BTHW)
         self.codec.zero_grad(set_to_none=True)
-        out.backward(grad_BCTHW)
+        loss = self.differentiate(batch, generator)
         nn.utils.clip_grad_norm_(self.parameters.values(), 0.5)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -275,19 +291,28 @@ def train_video_codec(
         trainer.load(out / "training")
         generator.manual_seed(settings.seed + trainer.step)
     batches = [shards.batches(crop, generator) for crop in settings.crops]
+    turns = (next(batches[trainer.step % len(batches)]) for _ in itertools.count())
+    carry_out(trainer, turns, generator, lambda final: _write(trainer, shards, out, final=final))
+    return trainer.average
+
+
+def carry_out(
+    trainer: Trainer, batches: Iterator[Any], generator: torch.Generator, write: Callable[[bool], None]
+) -> None:
+    """Train until the run's minutes, or its steps, are over; `write(whether it is the end)` now and then."""
+    settings = trainer.settings
     begun = saved = time.monotonic()
     before, recent = trainer.elapsed, 0.0
     while trainer.elapsed < 60 * settings.minutes and (settings.steps is None or trainer.step < settings.steps):
-        loss = trainer.update(*next(batches[trainer.step % len(batches)]), generator)
+        loss = trainer.update(next(batches), generator)
         trainer.elapsed = before + time.monotonic() - begun
         recent = loss if not recent else 0.95 * recent + 0.05 * loss
         if trainer.step % 50 == 0:
             log.info("step=%d loss=%.4f rate=%.2e seconds=%.0f", trainer.step, recent, trainer.rate(), trainer.elapsed)
         if time.monotonic() - saved > 60 * settings.save_minutes:
-            _write(trainer, shards, out)
+            write(False)
             saved = time.monotonic()
-    _write(trainer, shards, out, final=True)
-    return trainer.average
+    write(True)
 
 
 @torch.no_grad()

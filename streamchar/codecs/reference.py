@@ -1,0 +1,89 @@
+"""What the picture has in common with its still, taken from there (`toon`'s video decoder).
+
+A character's hair, hat and glasses stand sharp in the still that a stream begins with; a latent of a moving head
+only says where they went. Per frame, a flow field out of the decoder's own features moves the still's picture, and
+every pixel is a mixture of three: the decoder's own, the moved still's, and the still's where it was (what stands
+behind the character). At initialisation the mixture is all but the decoder's own.
+
+Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side at the finest level.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from streamchar import clock
+from streamchar.codecs.layers import Residual
+from streamchar.errors import ConfigError
+
+COARSE, MIDDLE = 96, 64
+"""Channels of the two levels that see both pictures."""
+BLOCKS = (3, 2)
+REACH = 0.2
+"""Of the picture's half side: what a flow of 1 is."""
+OWN = 3.0
+"""Logit of the decoder's own picture at the start: 0.91 of the mixture."""
+SOURCES = 3
+
+
+class ReferenceMixer(nn.Module):
+    """The decoder's picture, the still moved by a flow, and the still: mixed by pixel."""
+
+    def __init__(self, widths: tuple[int, ...], patch: int) -> None:
+        """`widths`: of the decoder's levels, coarse to fine."""
+        super().__init__()
+        if len(widths) < 3:
+            raise ConfigError(f"a decoder with a reference needs at least 3 widths, got {widths}")
+        coarse, middle, fine = widths[-3:]
+        self.patch = patch
+        self.inward = nn.Conv2d(2 * coarse, COARSE, 1)
+        self.coarse = nn.Sequential(*(Residual(COARSE) for _ in range(BLOCKS[0])))
+        self.up = nn.Conv2d(COARSE, 4 * MIDDLE, 1)
+        self.across = nn.Conv2d(middle, MIDDLE, 1)
+        self.middle = nn.Sequential(*(Residual(MIDDLE) for _ in range(BLOCKS[1])))
+        self.flow = nn.Conv2d(MIDDLE, 2 * clock.VIDEO_STRIDE, 1)
+        self.share = nn.Conv2d(MIDDLE + fine, clock.VIDEO_STRIDE * (SOURCES - 1) * patch * patch, 1)
+        for head in (self.flow, self.share):
+            nn.init.zeros_(head.weight)
+            assert head.bias is not None
+            nn.init.constant_(head.bias, 0.0 if head is self.flow else -OWN)
+
+    def forward(
+        self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, still_features: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
+        `still_BCHW` (B, 3, H, W) and its own features, B of each. Returns the mixture and the moved still, both
+        (N, 4 3, H, W)."""
+        coarse, middle, fine = features
+        latents = len(coarse) // len(still_BCHW)
+        beside = still_features[0].repeat_interleave(latents, 0)
+        x = self.coarse(self.inward(torch.cat([coarse, beside], 1)))
+        x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
+        flow = rearrange(self.flow(x).float(), "n (f two) h w -> (n f) two h w", two=2)
+        x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        logits = rearrange(
+            self.share(torch.cat([x, fine], 1)), "n (f s p q) h w -> (n f) s (h p) (w q)",
+            f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
+        ).float()  # fmt: skip
+        still = repeat(still_BCHW.float(), "b c h w -> (b k) c h w", k=latents * clock.VIDEO_STRIDE)
+        moved = move(still, flow)
+        own = rearrange(own_NCHW.float(), "n (f c) h w -> (n f) c h w", f=clock.VIDEO_STRIDE)
+        shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
+        mixed = own * shares[:, :1] + moved * shares[:, 1:2] + still * shares[:, 2:3]
+        join = "(n f) c h w -> n (f c) h w"
+        return rearrange(mixed, join, f=clock.VIDEO_STRIDE), rearrange(moved, join, f=clock.VIDEO_STRIDE)
+
+
+def move(picture_NCHW: Tensor, flow_N2hw: Tensor) -> Tensor:
+    """Each pixel taken from `flow` (x, y in `REACH` half sides; coarser than the picture) away; borders go on."""
+    height, width = picture_NCHW.shape[-2:]
+    flow = F.interpolate(flow_N2hw, size=(height, width), mode="bilinear", align_corners=False)
+    y = torch.linspace(-1, 1, 2 * height + 1, device=flow.device)[1::2]
+    x = torch.linspace(-1, 1, 2 * width + 1, device=flow.device)[1::2]
+    here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    return F.grid_sample(
+        picture_NCHW, here + REACH * flow.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )

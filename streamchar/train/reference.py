@@ -1,0 +1,264 @@
+"""Training of what the small video codec's decoder takes from the still (`codecs/reference.py`).
+
+Encoder and decoder are frozen; latents stay what they are. Examples are chunks of joint training's clips: drawn again
+from their seeds, beside three versions of their latents. The true ones, and two that a student makes of them: noised
+to the level of its last step and predicted in one step, and noised to that of the step before and predicted in two.
+Those stand where the clip stands and are smeared as what the student plays is; so the mixer learns to trust the
+still where the student's latents are not to be trusted.
+
+Shape letters as in `codecs/video.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from streamchar import clock
+from streamchar.codecs.reference import ReferenceMixer
+from streamchar.codecs.video import ToonVideoCodec
+from streamchar.config.model import VideoCodecConfig
+from streamchar.data.shards import ClipRecord, Shard, shard_paths
+from streamchar.errors import DataError, InputError
+from streamchar.flow.path import clean_from_velocity, interpolate
+from streamchar.flow.sampler import Latents, VelocityField
+from streamchar.flow.schedule import Schedule
+from streamchar.stream.chunk import generate_chunk
+from streamchar.stream.models import Models, load
+from streamchar.stream.session import sampler_of
+from streamchar.stream.state import StreamState
+from streamchar.train.streams import begin, transcript_of
+from streamchar.train.video_clips import weight_map
+from streamchar.train.video_codec import Trainer, VideoCodecTraining, carry_out, reconstruction_loss
+from streamchar.world.clips import make_clip
+from streamchar.world.render import eye_boxes, mouth_box
+
+log = logging.getLogger(__name__)
+
+KINDS = ("truth", "near", "near", "far")
+"""Latents of an example, as often as they are drawn."""
+FILE = 16
+"""Examples of a file."""
+PER_CLIP = 2
+GROUPS = 2
+"""Of four frames behind the first that one step sees."""
+MOVED = 0.2
+"""Weight of the moved still's own distance from the picture, on four scales: what its flow is learned by where the
+mixture does not use it yet."""
+
+
+class Estimate:
+    """A sampler that begins from a true chunk, noised to `sigmas[0]`, instead of from noise."""
+
+    def __init__(self, truth: Latents, sigmas: list[float], schedule: Schedule, deviations: tuple[float, ...]) -> None:
+        self.truth, self.sigmas, self.schedule, self.deviations = truth, sigmas, schedule, deviations
+
+    def __call__(self, field: VelocityField, noise: Latents, generator: torch.Generator) -> Latents:
+        clean = self.truth
+        for step, sigma in enumerate(self.sigmas):
+            level = torch.full((1,), sigma, device=clean[0].device)
+            fresh = [
+                deviation * torch.randn(c.shape, generator=generator).to(c)
+                for deviation, c in zip(self.deviations, clean, strict=True)
+            ]
+            x = tuple(interpolate(c, e, level) for c, e in zip(clean, fresh, strict=True))
+            v = field(x, sigma, step == len(self.sigmas) - 1)
+            clean = tuple(clean_from_velocity(a, b, level) for a, b in zip(x, v, strict=True))
+        return clean
+
+
+@torch.inference_mode()
+def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
+    """One chunk of a clip: "frames" (33, 3, H, W) uint8, "boxes" (33, B, 4) in fractions of the picture, "still" and
+    the three kinds of latents."""
+    assert clip.video is not None and clip.still is not None
+    world = make_clip(clip.seed)
+    size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
+    track, who = world.track, world.character
+    boxes = torch.cat([mouth_box(who, track, size)[:, None], eye_boxes(who, track, size)], dim=1) / size
+    state = begin(models, clip, seed=seed, first=chunk)
+    J = clock.AUDIO_LATENTS_PER_CHUNK
+    truth = clip.video[None, chunk], clip.audio[None, chunk * J : (chunk + 1) * J]
+    found = {
+        "frames": world.frames(*span, size), "boxes": boxes[slice(*span)].float().contiguous(),
+        "still": clip.still.half(), "truth": truth[0][0].half(),
+    }  # fmt: skip
+    for kind, steps in (("near", 1), ("far", 2)):
+        found[kind] = _estimated(models, clip, state, truth, steps)
+    return found
+
+
+def _estimated(models: Models, clip: ClipRecord, state: StreamState, truth: Latents, steps: int) -> Tensor:
+    schedule = sampler_of(models, state).schedule
+    sigmas = schedule.sigmas().tolist()[:-1][-steps:]
+    clean = tuple(part.float().to(models.device) for part in truth)
+    sampler = Estimate(clean, sigmas, schedule, state.temperatures)
+    made, _ = generate_chunk(models, state, sampler, transcript=transcript_of(clip))
+    return made.video[0].half().cpu()
+
+
+def draw_examples(models: Models, data: Path, folder: Path, count: int, *, seed: int = 0) -> None:
+    """Write `count` examples to `folder`, in files of `FILE`; those that are there already stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    order = random.Random(f"reference-{seed}")
+    shards = [Shard(path) for path in shard_paths(data)]
+    entries = [(s, i) for s, shard in enumerate(shards) if shard.has_video for i in range(len(shard))]
+    if not entries:
+        raise DataError(f"expected clips with video in {data}, found speech alone; give the folder of joint training")
+    order.shuffle(entries)
+    per_file = FILE // PER_CLIP
+    for number in range(-(-count // FILE)):
+        path = folder / f"examples-{number:05d}.safetensors"
+        if path.exists():
+            continue
+        made = []
+        for place in range(number * per_file, (number + 1) * per_file):
+            clip = shards[entries[place % len(entries)][0]][entries[place % len(entries)][1]]
+            draw = random.Random(f"reference-{seed}-{place}")
+            assert clip.video is not None
+            for chunk in draw.choices(range(len(clip.video)), k=PER_CLIP):
+                made.append(example(models, clip, chunk, draw.randrange(2**31)))
+        part = path.with_suffix(".part")
+        save_file({name: torch.stack([one[name] for one in made]) for name in made[0]}, part)
+        part.replace(path)
+        log.info("drew %d of %d examples", (number + 1) * FILE, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A piece of an example: 1 + k latents of one kind, the 1 + 4 k frames from the first one's last on."""
+
+    frames_BCTHW: Tensor
+    weight_BTHW: Tensor
+    latents_BCKHW: Tensor
+    still_BC1HW: Tensor
+
+
+class Examples:
+    """What `draw_examples` wrote. Raises `DataError`."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.files = [safe_open(path, "pt") for path in sorted(folder.glob("examples-*.safetensors"))]
+            self.index = [(f, i) for f in self.files for i in range(f.get_slice("still").get_shape()[0])]
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{folder} holds an example that cannot be read ({error}); delete it") from None
+
+    def cut(self, number: int, kind: str, first: int, groups: int) -> Cut:
+        """Latents `first` to `first + groups` of example `number`."""
+        file, row = self.index[number]
+        span = slice(clock.VIDEO_STRIDE * first, clock.VIDEO_STRIDE * (first + groups) + 1)
+        frames = file.get_slice("frames")[row, span].float().div(127.5).sub(1)
+        return Cut(
+            frames_BCTHW=frames.transpose(0, 1)[None],
+            weight_BTHW=weight_map(file.get_slice("boxes")[row, span].numpy(), frames.shape[-1])[None],
+            latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
+            still_BC1HW=file.get_slice("still")[row].float()[None],
+        )  # fmt: skip
+
+    def batches(self, size: int, draw: random.Random) -> Iterator[list[Cut]]:
+        """Endless batches of short pieces."""
+        last = clock.VIDEO_LATENTS_PER_CHUNK - 1 - GROUPS
+        while True:
+            yield [
+                self.cut(draw.randrange(len(self.index)), draw.choice(KINDS), draw.randint(0, last), GROUPS)
+                for _ in range(size)
+            ]
+
+
+class ReferenceTrainer(Trainer):
+    """The mixer alone."""
+
+    @property
+    def mixer(self) -> ReferenceMixer:
+        assert self.codec.decoder.reference is not None
+        return self.codec.decoder.reference
+
+    def part(self) -> nn.Module:
+        return self.mixer
+
+    def ends(self) -> tuple[nn.Conv2d, ...]:
+        return self.mixer.flow, self.mixer.share
+
+    def differentiate(self, batch: list[Cut], generator: torch.Generator) -> float:
+        """The mean loss over the pieces; leaves its gradients."""
+        total = 0.0
+        for cut in batch:
+            mixed, moved = self.mixture(cut, generator)
+            frames = cut.frames_BCTHW.to(self.device)
+            loss = reconstruction_loss(mixed - frames, cut.weight_BTHW.to(self.device))
+            loss = (loss + MOVED * distance(moved - frames)) / len(batch)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def mixture(self, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B, 3, 1 + 4 k, H, W) the picture and the moved still."""
+        codec, latents = self.codec, cut.latents_BCKHW
+        noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            with torch.no_grad():
+                features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
+                own = codec.decoder.picture(features)
+                seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
+                still = codec.decoder.picture(seen)[:, -3:]
+            found = self.mixer(own, features[-3:], still, seen[-3:])
+        back = "(b k) (f c) h w -> b c (k f) h w"
+        mixed, moved = (rearrange(part, back, k=latents.shape[2], f=clock.VIDEO_STRIDE) for part in found)
+        return mixed[:, :, clock.VIDEO_STRIDE - 1 :], moved[:, :, clock.VIDEO_STRIDE - 1 :]
+
+
+def distance(error_BCTHW: Tensor) -> Tensor:
+    """Mean absolute error on four scales."""
+    flat, total = error_BCTHW.transpose(1, 2).flatten(0, 1), error_BCTHW.new_zeros(())
+    for _ in range(4):
+        total, flat = total + flat.abs().mean(), F.avg_pool2d(flat, 2)
+    return total
+
+
+def train_reference(
+    data: Path, out: Path, minutes: float, *, config: VideoCodecConfig, resume: bool = False, clips: int = 800,
+    start: Path | None = None, batch: int = 2, rate: float = 2e-3, seed: int = 0, device: str = "cpu",
+) -> ToonVideoCodec:
+    """Draw `clips` examples with the model in `start` (else the shipped one), unless they are there, then train for
+    `minutes`; writes the codec, with its mixer, to `out`."""
+    if config.family != "toon":
+        raise InputError(f"the reference is an option of toon's codec, got a {config.family!r} one; give --preset toon")
+    models = load("toon" if start is None else start, device=device)
+    if not isinstance(models.video_codec, ToonVideoCodec):
+        raise InputError(f"expected a model with toon's video codec, got {type(models.video_codec).__name__}")
+    draw_examples(models, data, out / "examples", clips, seed=seed)
+    torch.manual_seed(seed)
+    settings = VideoCodecTraining(minutes=minutes, decoder_only=True, rate=rate, noise=0.05, ema=0.99, seed=seed)
+    trainer = ReferenceTrainer(with_mixer(models.video_codec).to(device), settings)
+    if resume:
+        trainer.load(out / "training")
+    examples, generator = Examples(out / "examples"), torch.Generator().manual_seed(seed + trainer.step)
+
+    def write(_: bool) -> None:
+        trainer.save(out / "training")
+        trainer.average.save(out, torch.float16)
+        log.info("wrote %s at step %d", out, trainer.step)
+
+    carry_out(trainer, examples.batches(batch, random.Random(seed + trainer.step)), generator, write)
+    return trainer.average
+
+
+def with_mixer(codec: ToonVideoCodec) -> ToonVideoCodec:
+    """The same codec with a mixer, a new one if it has none."""
+    if codec.decoder.reference is not None:
+        return codec
+    wider = ToonVideoCodec(dataclasses.replace(codec.config, reference=True))
+    wider.load_state_dict(codec.state_dict(), strict=False)
+    return wider.eval()

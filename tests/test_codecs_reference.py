@@ -1,0 +1,223 @@
+"""What the video decoder takes from the still: the mixture, and its training."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.codecs.reference import REACH, ReferenceMixer, move
+from streamchar.codecs.video import ToonVideoCodec
+from streamchar.config.presets import paper, tiny
+from streamchar.data.prepare import clip_record
+from streamchar.data.shards import write_shard
+from streamchar.errors import ConfigError, DataError, InputError
+from streamchar.stream import models as stream_models
+from streamchar.train import reference as training
+from streamchar.train.principal import principal_start
+from streamchar.train.reference import (
+    Cut,
+    Examples,
+    ReferenceTrainer,
+    draw_examples,
+    example,
+    train_reference,
+    with_mixer,
+)
+from streamchar.train.video_codec import VideoCodecTraining
+from tests.streams import tiny_models
+
+
+@pytest.fixture
+def codec() -> ToonVideoCodec:
+    """A tiny codec whose mixer mixes and moves."""
+    torch.manual_seed(0)
+    made = with_mixer(ToonVideoCodec(tiny().video).eval())
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.abs().max() == 0 or parameter.min() == parameter.max():
+                parameter.normal_(std=0.1)
+    return made
+
+
+def latents(k: int, batch: int = 1, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 8, k, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_flow_moves_the_picture_by_pixels() -> None:
+    picture = torch.rand(1, 3, 8, 16)
+    flow = torch.zeros(1, 2, 4, 8)
+    flow[:, 0] = 3 * 2 / 16 / REACH  # x: three pixels to the right is where each pixel comes from
+    moved = move(picture, flow)
+    torch.testing.assert_close(moved[..., :-3], picture[..., 3:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved[..., -3:], picture[..., -1:].expand(-1, -1, -1, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(move(picture, torch.zeros(1, 2, 4, 8)), picture, atol=1e-5, rtol=0)
+
+
+def test_a_new_mixer_is_all_but_the_decoders_own_picture(codec: ToonVideoCodec) -> None:
+    plain, z, still = ToonVideoCodec(tiny().video).eval(), latents(3), latents(1, seed=2)
+    wider = with_mixer(plain)
+    assert torch.equal(wider.decode(z), plain.decode(z))
+    with torch.no_grad():
+        own, mixed, alone = plain.synthesise(z), wider.synthesise(z, still), plain.synthesise(still)
+    torch.testing.assert_close(mixed, own + (1 - 0.9095) * (alone - own), atol=1e-3, rtol=0)
+    assert with_mixer(wider) is wider
+
+
+def test_without_a_mixer_the_still_is_not_used() -> None:
+    plain = ToonVideoCodec(tiny().video).eval()
+    assert torch.equal(plain.decode(latents(3), latents(1)), plain.decode(latents(3)))
+
+
+@pytest.mark.parametrize("k", [1, 2, clock.VIDEO_LATENTS_PER_CHUNK])
+def test_each_of_a_batch_has_a_still_of_its_own(codec: ToonVideoCodec, k: int) -> None:
+    z, still = latents(k, batch=2), latents(1, batch=2, seed=2)
+    both = codec.decode(z, still)
+    assert both.shape == (2, 3, 1 + 4 * (k - 1), 64, 64)
+    for i in range(2):
+        torch.testing.assert_close(codec.decode(z[i : i + 1], still[i : i + 1])[0], both[i], atol=1e-5, rtol=1e-4)
+    assert (codec.decode(z, still.flip(0)) - both).abs().max() > 1e-3
+
+
+def test_the_mixture_is_causal(codec: ToonVideoCodec) -> None:
+    z, still = latents(3), latents(1, seed=2)
+    other = z.clone()
+    other[:, :, 2] += 0.5
+    difference = (codec.decode(z, still) - codec.decode(other, still)).abs().amax((0, 1, 3, 4))
+    assert (difference[:5] == 0).all() and difference[5:].max() > 1e-4
+
+
+def test_mixer_needs_levels_and_is_kept_on_disk(codec: ToonVideoCodec, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 widths"):
+        ReferenceMixer((8, 8), 2)
+    codec.save(tmp_path)
+    z, still = latents(2), latents(1, seed=2)
+    loaded = ToonVideoCodec.load(tmp_path)
+    assert loaded.config.reference and torch.equal(loaded.decode(z, still), codec.decode(z, still))
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and two real clips in its codecs' latents."""
+    root = tmp_path_factory.mktemp("reference")
+    models = tiny_models()
+    stream_models.save(models, root / "model")
+    (root / "data").mkdir()
+    clips = [
+        clip_record(models.audio_codec, models.video_codec, seed, held_out=False, size=models.config.height)
+        for seed in (3, 4)
+    ]
+    write_shard(root / "data" / "shard-00000.safetensors", clips)
+    return root
+
+
+def test_an_example_is_the_clip_drawn_again_and_the_students_view_of_it(folders: Path) -> None:
+    models = stream_models.load(folders / "model")
+    clip = training.Shard(folders / "data" / "shard-00000.safetensors")[0]
+    found = example(models, clip, 1, seed=5)
+    frames = found["frames"].float().div(127.5).sub(1).transpose(0, 1)[None]
+    torch.testing.assert_close(models.video_codec.encode(frames)[0], found["truth"].float(), atol=0.1, rtol=0.05)
+    assert found["boxes"].shape == (33, 3, 4) and found["still"].shape == (8, 1, 4, 4)
+    again = example(models, clip, 1, seed=5)
+    for name, value in found.items():
+        assert torch.equal(value, again[name]), name
+    near, far = ((found[kind].float() - found["truth"].float()).square().mean() for kind in ("near", "far"))
+    assert near > 0 and near != far
+
+
+def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:
+    config, out = tiny().video, tmp_path / "run"
+
+    def train(minutes: float, **options: object) -> ToonVideoCodec:
+        return train_reference(
+            folders / "data", out, minutes, config=config, start=folders / "model", clips=16, **options
+        )
+
+    made = train(0.05)
+    assert made.config.reference and (out / "examples" / "examples-00000.safetensors").is_file()
+    step = ReferenceTrainer(with_mixer(made), VideoCodecTraining(minutes=1, decoder_only=True))
+    step.load(out / "training")
+    before = step.step
+    assert before > 0
+    train(0.1, resume=True)
+    step.load(out / "training")
+    assert step.step > before
+    plain = stream_models.load(folders / "model").video_codec
+    loaded = ToonVideoCodec.load(out)
+    z = latents(3)
+    torch.testing.assert_close(loaded.decode(z), plain.decode(z), atol=0.02, rtol=0.02)  # stored in 16 bits
+
+
+def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
+    codec, draw = ToonVideoCodec(tiny().video), torch.Generator().manual_seed(0)
+    pictures = torch.einsum(
+        "bn,ncthw->bcthw", torch.randn(24, 3, generator=draw), torch.randn(3, 3, 1, 16, 16, generator=draw)
+    ).repeat(1, 1, 9, 2, 2)
+    principal_start(codec, pictures)
+
+    def cut(i: int) -> Cut:
+        clean = codec.encode(pictures[i : i + 1])
+        return Cut(
+            frames_BCTHW=pictures[i : i + 1], weight_BTHW=torch.ones(1, 9, 32, 32), still_BC1HW=clean[:, :, :1],
+            latents_BCKHW=clean + clean.std() * torch.randn(clean.shape, generator=draw),
+        )
+
+    def error(codec: ToonVideoCodec) -> float:
+        with torch.no_grad():
+            made = codec.synthesise(codec.raw(unseen.latents_BCKHW), codec.raw(unseen.still_BC1HW))
+        return float((made - unseen.frames_BCTHW).square().mean())
+
+    unseen = cut(20)
+    settings = VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, warmup_steps=1, noise=0.0)
+    trainer = ReferenceTrainer(with_mixer(codec.eval()), settings)
+    frozen = {name: p.clone() for name, p in trainer.codec.named_parameters() if name not in trainer.parameters}
+    before = error(trainer.codec)
+    for i in range(150):
+        trainer.update([cut(i % 20)], draw)
+    assert error(trainer.codec) < 0.6 * before
+    now = dict(trainer.codec.named_parameters())
+    assert frozen and all(torch.equal(now[name], value) for name, value in frozen.items())
+
+
+def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--preset toon"):
+        train_reference(folders / "data", tmp_path, 0.01, config=paper().video)
+    clip = training.Shard(folders / "data" / "shard-00000.safetensors")[0]
+    silent = dataclasses.replace(clip, video=None, still=None)
+    (tmp_path / "speech").mkdir()
+    write_shard(tmp_path / "speech" / "shard-00000.safetensors", [silent])
+    with pytest.raises(DataError, match="speech alone"):
+        draw_examples(stream_models.load(folders / "model"), tmp_path / "speech", tmp_path / "out", 1)
+    (tmp_path / "examples-00000.safetensors").write_bytes(b"{}")
+    with pytest.raises(DataError, match="delete it"):
+        Examples(tmp_path)
+
+
+def test_a_stream_decodes_with_its_own_still(codec: ToonVideoCodec) -> None:
+    from streamchar.stream.pipeline import StreamCharPipeline
+
+    models = replace(tiny_models(), video_codec=codec)
+    pipe = StreamCharPipeline(models)
+    frames = [
+        torch.cat([c.frames for c in pipe.session(pipe.start("Hello there.", character=who, seed=1))]) for who in (1, 2)
+    ]
+    seen: list[Tensor | None] = []
+
+    class Spy(ToonVideoCodec):
+        def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+            seen.append(still_BC1HW)
+            return super().decode(latents_BCTHW, still_BC1HW)
+
+    codec.__class__ = Spy
+    state = pipe.start("Hello there.", character=1, seed=1)
+    again = torch.cat([c.frames for c in pipe.session(state)])
+    assert torch.equal(again, frames[0]) and not torch.equal(frames[0], frames[1][: len(again)])
+    assert seen and all(still is not None and torch.equal(still, state.still) for still in seen)
