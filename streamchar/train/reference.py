@@ -46,7 +46,7 @@ from streamchar.world.render import eye_boxes, mouth_box
 
 log = logging.getLogger(__name__)
 
-KINDS = ("truth", "near", "near", "far")
+KINDS = ("truth", "near", "far", "far")
 """Latents of an example, as often as they are drawn."""
 FILE = 16
 """Examples of a file."""
