@@ -17,6 +17,7 @@ from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
 from streamchar.data.shards import write_shard
 from streamchar.errors import ConfigError, DataError, InputError
+from streamchar.stream import decoding
 from streamchar.stream import models as stream_models
 from streamchar.train import reference as training
 from streamchar.train.principal import principal_start
@@ -221,3 +222,13 @@ def test_a_stream_decodes_with_its_own_still(codec: ToonVideoCodec) -> None:
     again = torch.cat([c.frames for c in pipe.session(state)])
     assert torch.equal(again, frames[0]) and not torch.equal(frames[0], frames[1][: len(again)])
     assert seen and all(still is not None and torch.equal(still, state.still) for still in seen)
+
+
+def test_a_cpu_that_multiplies_bfloat16_decodes_with_it(codec: ToonVideoCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, still = latents(3), latents(1, seed=2)
+    plain = codec.decode(z, still)
+    monkeypatch.setattr(decoding, "multiplies_bfloat16", lambda: False)
+    assert torch.equal(decoding.pictures(codec, z, still), plain)
+    monkeypatch.setattr(decoding, "multiplies_bfloat16", lambda: True)
+    half = decoding.pictures(codec, z, still)
+    assert half.dtype == torch.float32 and 0 < (half - plain).abs().mean() < 0.02

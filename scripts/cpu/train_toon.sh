@@ -12,7 +12,6 @@ DATA=${DATA:-data/$PRESET}
 RUNS=${RUNS:-runs/$PRESET}
 WORKERS=${WORKERS:-2}                          # processes that make data
 RAW_HOURS=${RAW_HOURS:-${HOURS:-3}}            # speech for the audio codec
-CLIPS=${CLIPS:-400}                            # pictures for the video codec, of 1.375 s
 SPEECH_HOURS=${SPEECH_HOURS:-${HOURS:-40}}     # shards of speech alone, for stages 1 and 2
 VIDEO_HOURS=${VIDEO_HOURS:-${HOURS:-6}}        # shards of clips, for stage 2
 AUDIO_MINUTES=${AUDIO_MINUTES:-${MINUTES:-60}}
@@ -22,6 +21,9 @@ ORCHESTRATOR_MINUTES=${ORCHESTRATOR_MINUTES:-${MINUTES:-1440}}
 JOINT_MINUTES=${JOINT_MINUTES:-${MINUTES:-1440}}
 DISTILL_MINUTES=${DISTILL_MINUTES:-${MINUTES:-45}}
 ROLLOUT_MINUTES=${ROLLOUT_MINUTES:-${MINUTES:-60}}
+REFERENCE_MINUTES=${REFERENCE_MINUTES:-${MINUTES:-60}}
+EXAMPLES=${EXAMPLES:-${CLIPS:-800}}            # chunks that the decoder's mixer learns from
+CLIPS=${CLIPS:-400}                            # pictures for the video codec, of 1.375 s
 COOLDOWN=${COOLDOWN:-0.3}                      # of a stage's minutes, at its end
 SHARD_SECONDS=${SHARD_SECONDS:-600}
 SIZE=${SIZE:-256}                              # of the pictures: the preset's height and width; tiny: 64
@@ -99,11 +101,17 @@ assemble() { once "$1" "$PYTHON" scripts/assemble.py --preset "$PRESET" --codecs
 assemble base --speech "$RUNS/joint" --out "$RUNS/base" --steps 4 --guidance 2 --temperature 0.5 \
     --picture-guidance 3 --picture-guidance-above 0.88 --picture-temperature 0.25
 
-# 6. stages 3 and 4; then streamchar say "..." --model $RUNS/model
+# 6. stages 3 and 4 "..." --model $RUNS/model
 student=(--teacher "$RUNS/base" --guidance 1.5 --picture-guidance 2 --temperature 0.5 --picture-temperature 1
     --rate 1e-4 --fake-rate 3e-4 --follow 3 --cooldown "$COOLDOWN")
 once distill stage distill "$DISTILL_MINUTES" "$DATA/clips" "$RUNS/distill" "${student[@]}" --batch 4
 once rollout stage rollout "$ROLLOUT_MINUTES" "$DATA/clips" "$RUNS/rollout" "${student[@]}" --batch 2 --grow 10 \
     --start "$RUNS/distill"
-assemble model --speech "$RUNS/rollout" --base "$RUNS/base" --out "$RUNS/model" --guidance 1.5 --picture-guidance 1
+played=(--speech "$RUNS/rollout" --base "$RUNS/base" --guidance 1.5 --picture-guidance 1)
+assemble student "${played[@]}" --out "$RUNS/student"
+
+# 7. what the decoder takes from the still, learned on the student's own latents; these stay what they are
+once reference stage reference "$REFERENCE_MINUTES" "$DATA/clips" "$RUNS/reference" --start "$RUNS/student" \
+    --clips "$EXAMPLES"
+assemble model "${played[@]}" --video-codec "$RUNS/reference" --out "$RUNS/model"
 echo "$RUNS/model"

@@ -21,6 +21,7 @@ from streamchar.errors import InputError, StateError
 from streamchar.flow.sampler import EulerSampler, RenoiseSampler, Sampler
 from streamchar.flow.schedule import Schedule
 from streamchar.stream.chunk import ChunkLatents, generate_chunk
+from streamchar.stream.decoding import pictures
 from streamchar.stream.heap import give_back
 from streamchar.stream.memory import Memory
 from streamchar.stream.models import Models
@@ -158,7 +159,7 @@ def decode(
     lane = lane_of(models)
     with torch.inference_mode(), lane.entered():
         began = lane.mark()
-        pixels = models.video_codec.decode(made.video, made.still)[0].float().clamp(-1, 1)
+        pixels = pictures(models.video_codec, made.video, made.still)[0].float().clamp(-1, 1)
         frames = lane.fetch(pixels.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous())
         middle = lane.mark()
         codec = models.audio_codec

@@ -26,9 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamchar import clock
+from streamchar.codecs.component import fingerprint
 from streamchar.codecs.reference import ReferenceMixer
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.model import VideoCodecConfig
+from streamchar.data.origin import NAME, settle
 from streamchar.data.shards import ClipRecord, Shard, shard_paths
 from streamchar.errors import DataError, InputError
 from streamchar.flow.path import clean_from_velocity, interpolate
@@ -109,8 +111,14 @@ def _estimated(models: Models, clip: ClipRecord, state: StreamState, truth: Late
 
 
 def draw_examples(models: Models, data: Path, folder: Path, count: int, *, seed: int = 0) -> None:
-    """Write `count` examples to `folder`, in files of `FILE`; those that are there already stay."""
+    """Write `count` examples to `folder`, in files of `FILE`; those that are there already stay, and must be of the
+    same model. Raises `InputError`."""
     folder.mkdir(parents=True, exist_ok=True)
+    origin = {
+        "seed": seed, "dit": fingerprint(models.dit), "orchestrator": fingerprint(models.orchestrator),
+        "video_codec": fingerprint(models.video_codec),
+    }  # fmt: skip
+    settle(folder / NAME, origin, begun=any(folder.glob("examples-*")))
     order = random.Random(f"reference-{seed}")
     shards = [Shard(path) for path in shard_paths(data)]
     entries = [(s, i) for s, shard in enumerate(shards) if shard.has_video for i in range(len(shard))]

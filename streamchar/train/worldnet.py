@@ -255,7 +255,7 @@ def train_worldnet(data: Path, out: Path, minutes: float, settings: WorldNetTrai
             curve.append([step, round(seen.item(), 3), round(feeling.item(), 3), round(same.item(), 3)])
             log.info("step %d, %.0f %%: attributes %.3f, mood %.3f, same %.3f", step, 100 * share, *curve[-1][1:])
     net.eval()
-    save_component(net, config, out, torch.float16)
+    save_component(net, config, out, torch.int8)
     facts = {"steps": step, "characters": len(pictures), "drawn": len(drawn), "minutes": minutes, "curve": curve}
     (out / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     return net
