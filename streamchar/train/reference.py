@@ -256,7 +256,7 @@ def train_reference(
 
     def write(_: bool) -> None:
         trainer.save(out / "training")
-        trainer.average.save(out, torch.float16)
+        trainer.average.save(out)  # float32: the encoder stays the one that data was made with
         log.info("wrote %s at step %d", out, trainer.step)
 
     carry_out(trainer, examples.batches(batch, random.Random(seed + trainer.step)), generator, write)
