@@ -16,10 +16,11 @@ from torch import Tensor
 from streamchar import clock
 from streamchar.eval.mouth import envelope, mouth_sync, openings
 from streamchar.eval.speech import Moonshine, to_recogniser, word_errors
+from streamchar.stream.decoding import pictures
 from streamchar.stream.pipeline import StreamCharPipeline
 from streamchar.world.clips import Clip, make_clip, pick_character
 from streamchar.world.motion import MotionTrack
-from streamchar.world.render import mouth_box
+from streamchar.world.render import draw_frame, mouth_box
 from streamchar.world.voice import speak
 
 
@@ -68,24 +69,30 @@ def _summary(syncs: list) -> dict:
 @torch.no_grad()
 def codecs(pipe: StreamCharPipeline, recogniser: Moonshine, clips: int) -> dict:
     """Reconstructions of held-out clips."""
-    whole, mouth, references, original, rebuilt, spent = [], [], [], [], [], []
+    whole, mouth = ([], []), ([], [])  # as a stream decodes, with its still; and latents alone
+    references, original, rebuilt, spent = [], [], [], []
     for index in range(clips):
         clip = make_clip(50_000 + index, held_out=True, limit=6)
         frames = clip.frames(0, clock.FRAMES_PER_CHUNK)
         x = frames.float().div(127.5).sub(1).transpose(0, 1)[None]
-        latents = pipe.models.video_codec.encode(x)
+        codec = pipe.models.video_codec
+        latents = codec.encode(x)
+        picture = draw_frame(clip.character, x.shape[-1])[None]
+        still = codec.encode(picture.float().div(127.5).sub(1)[:, :, None])
         began = time.perf_counter()
-        y = pipe.models.video_codec.decode(latents).clamp(-1, 1)
+        y = pictures(codec, latents, still, picture).clamp(-1, 1)
         spent.append(time.perf_counter() - began)
-        whole.append(_psnr(x, y))
-        mouth.append(_mouth_psnr(clip, x, y))
+        for place, made in ((0, y), (1, pictures(codec, latents).clamp(-1, 1))):
+            whole[place].append(_psnr(x, made))
+            mouth[place].append(_mouth_psnr(clip, x, made))
         samples = clip.speech.samples
         sound, _ = pipe.models.audio_codec.decode(pipe.models.audio_codec.encode(samples[None]))
         references.append(clip.speech.text)
         original.append(recogniser(to_recogniser(samples)))
         rebuilt.append(recogniser(to_recogniser(sound[0])))
     return {
-        "clips": clips, "video_psnr": sum(whole) / clips, "video_psnr_mouth": sum(mouth) / clips,
+        "clips": clips, "video_psnr": sum(whole[0]) / clips, "video_psnr_mouth": sum(mouth[0]) / clips,
+        "video_psnr_latents_alone": sum(whole[1]) / clips, "video_psnr_mouth_latents_alone": sum(mouth[1]) / clips,
         "video_decode_ratio": sorted(spent)[clips // 2] / float(clock.CHUNK_SECONDS),
         "audio_wer": word_errors(references, rebuilt).wer, "audio_wer_original": word_errors(references, original).wer,
     }

@@ -80,9 +80,11 @@ class VideoCodec(Protocol):
         """(B, 3, 1+4k, H, W) in [-1, 1] -> (B, C, 1+k, H/s, W/s)."""
         ...
 
-    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
-        """(B, C, 1+k, h, w) -> (B, 3, 1+4k, h*s, w*s) in [-1, 1]. A codec may use the latents of the picture that
-        the stream began with."""
+    def decode(
+        self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, 1+k, h, w) -> (B, 3, 1+4k, h*s, w*s) in [-1, 1]. A codec may use the picture that the stream began
+        with: its latents, and itself."""
         ...
 
 

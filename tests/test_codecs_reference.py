@@ -20,6 +20,8 @@ from streamchar.data.shards import write_shard
 from streamchar.errors import ConfigError, DataError, InputError
 from streamchar.stream import decoding
 from streamchar.stream import models as stream_models
+from streamchar.stream.pipeline import StreamCharPipeline
+from streamchar.stream.state import StreamState
 from streamchar.train import reference as training
 from streamchar.train.principal import principal_start
 from streamchar.train.reference import (
@@ -169,12 +171,15 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
         clean = codec.encode(pictures[i : i + 1])
         return Cut(
             frames_BCTHW=pictures[i : i + 1], weight_BTHW=torch.ones(1, 9, 32, 32), still_BC1HW=clean[:, :, :1],
+            picture_BCHW=pictures[i : i + 1, :, 0],
             latents_BCKHW=clean + clean.std() * torch.randn(clean.shape, generator=draw),
         )
 
     def error(codec: ToonVideoCodec) -> float:
         with torch.no_grad():
-            made = codec.synthesise(codec.raw(unseen.latents_BCKHW), codec.raw(unseen.still_BC1HW))
+            made = codec.synthesise(
+                codec.raw(unseen.latents_BCKHW), codec.raw(unseen.still_BC1HW), unseen.picture_BCHW
+            )
         return float((made - unseen.frames_BCTHW).square().mean())
 
     unseen = cut(20)
@@ -203,26 +208,31 @@ def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None
         Examples(tmp_path)
 
 
-def test_a_stream_decodes_with_its_own_still(codec: ToonVideoCodec) -> None:
-    from streamchar.stream.pipeline import StreamCharPipeline
-
+def test_a_stream_decodes_with_its_own_still(codec: ToonVideoCodec, tmp_path: Path) -> None:
     models = replace(tiny_models(), video_codec=codec)
     pipe = StreamCharPipeline(models)
     frames = [
         torch.cat([c.frames for c in pipe.session(pipe.start("Hello there.", character=who, seed=1))]) for who in (1, 2)
     ]
-    seen: list[Tensor | None] = []
+    seen: list[tuple[Tensor, ...]] = []
 
     class Spy(ToonVideoCodec):
-        def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
-            seen.append(still_BC1HW)
-            return super().decode(latents_BCTHW, still_BC1HW)
+        def decode(self, latents_BCTHW: Tensor, *still_and_picture: Tensor) -> Tensor:
+            seen.append(still_and_picture)
+            return super().decode(latents_BCTHW, *still_and_picture)
 
     codec.__class__ = Spy
     state = pipe.start("Hello there.", character=1, seed=1)
     again = torch.cat([c.frames for c in pipe.session(state)])
     assert torch.equal(again, frames[0]) and not torch.equal(frames[0], frames[1][: len(again)])
-    assert seen and all(still is not None and torch.equal(still, state.still) for still in seen)
+    assert seen and state.picture is not None and state.picture.dtype == torch.uint8
+    for still, picture in seen:
+        assert torch.equal(still, state.still) and (picture - state.picture.float().div(127.5).sub(1)).abs().max() == 0
+    state.save(tmp_path / "state")
+    loaded = StreamState.load(tmp_path / "state")
+    assert torch.equal(torch.cat([c.frames for c in pipe.session(loaded)]), again)
+    without = torch.cat([c.frames for c in pipe.session(replace(loaded, picture=None))])  # as older states are
+    assert without.shape == again.shape and not torch.equal(without, again)
 
 
 def test_a_cpu_that_multiplies_bfloat16_decodes_with_it(codec: ToonVideoCodec, monkeypatch: pytest.MonkeyPatch) -> None:

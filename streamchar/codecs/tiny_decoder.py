@@ -184,7 +184,9 @@ class TinyDecodedCodec(nn.Module):
         """As the codec does."""
         return self.codec.encode(frames_BCTHW)
 
-    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+    def decode(
+        self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
         """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in float32, in [-1, 1], without the
         still."""
         return self.decoder.decode(latents_BCTHW)

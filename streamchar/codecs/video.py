@@ -127,14 +127,18 @@ class Decoder(nn.Module):
             f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
         )  # fmt: skip
 
-    def forward(self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
-        """Raw latents, and those of the still, if there is one to use -> (N, 4 3, H, W)."""
+    def forward(
+        self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """Raw latents; those of the still, if there is one to use; and its picture, if that is at hand: else it is
+        what its latents give -> (N, 4 3, H, W)."""
         features = self.features(latents_BCKHW)
         own = self.picture(features)
         if still_BC1HW is None or self.reference is None:
             return own
         seen = self.features(still_BC1HW)
-        return self.reference(own, features[-3:], self.picture(seen)[:, -3:], seen[-3:])[0]
+        picture = self.picture(seen)[:, -3:] if picture_BCHW is None else picture_BCHW
+        return self.reference(own, features[-3:], picture, seen[-3:])[0]
 
 
 class ToonVideoCodec(nn.Module):
@@ -183,12 +187,14 @@ class ToonVideoCodec(nn.Module):
         ).contiguous(memory_format=torch.channels_last)
         return rearrange(self.encoder(x_NCHW, latents), "(b k) c h w -> b c k h w", k=latents)
 
-    def synthesise(self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
-        """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped. `still_BC1HW`: raw, of the picture
-        that a stream begins with; it is used where the codec was made for it."""
+    def synthesise(
+        self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped. `still_BC1HW`: raw latents of the
+        picture that a stream begins with, and that itself; they are used where the codec was made for it."""
         self._check_latents(latents_BCKHW)
         frames = rearrange(
-            self.decoder(latents_BCKHW, still_BC1HW), "(b k) (f c) h w -> b c (k f) h w",
+            self.decoder(latents_BCKHW, still_BC1HW, picture_BCHW), "(b k) (f c) h w -> b c (k f) h w",
             k=latents_BCKHW.shape[2], f=clock.VIDEO_STRIDE,
         )  # fmt: skip
         return frames[:, :, clock.VIDEO_STRIDE - 1 :]  # of the first group only its last frame exists
@@ -200,12 +206,14 @@ class ToonVideoCodec(nn.Module):
         return (raw - self.mean_C.float()[:, None, None, None]) / self.scale.float()
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
-        """Normalised latents (B, C, 1+k, h, w), and those (B, C, 1, h, w) of the picture that the stream began with,
-        if it did -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]."""
+    def decode(
+        self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """Normalised latents (B, C, 1+k, h, w); those (B, C, 1, h, w) of the picture that the stream began with, if
+        it did; and that picture (B, 3, H, W) in [-1, 1] -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]."""
         self._check_latents(latents_BCTHW)
         still = None if still_BC1HW is None else self.raw(still_BC1HW)
-        return self.synthesise(self.raw(latents_BCTHW), still).float().clamp_(-1, 1)
+        return self.synthesise(self.raw(latents_BCTHW), still, picture_BCHW).float().clamp_(-1, 1)
 
     def raw(self, latents_BCTHW: Tensor) -> Tensor:
         """Normalised latents as the decoder takes them."""

@@ -89,7 +89,9 @@ class WanVideoCodec(nn.Module):
         return (raw - self._wide(self.mean_C)) / self._wide(self.std_C)
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+    def decode(
+        self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
         """Normalised latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s) in float32, clamped to [-1, 1]. This VAE
         has no use for the still."""
         if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[1] != self.latent_channels:

@@ -40,7 +40,9 @@ class ChunkLatents:
     memory: Memory
     """Hand it back for the next chunk; dropping it costs time only."""
     still: Tensor | None = None
-    """(1, Cv, 1, h, w) the stream's own: a decoder may take from it what it has in common with the chunk."""
+    """(1, Cv, 1, h, w) the stream's own, and `picture` (1, 3, H, W) in 8 bits: a decoder may take from them what the
+    chunk has in common with them."""
+    picture: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -89,7 +91,8 @@ def generate_chunk(
     done = time.perf_counter()  # after the cursor was read: on a GPU that is where the work is waited for
     return ChunkLatents(
         index=state.chunk, video=video, audio=audio, words=words, last=following.finished, stalled=stalled,
-        memory=memory, still=state.still, seconds={"orchestrate": planned - began, "denoise": done - planned},
+        memory=memory, still=state.still, picture=state.picture,
+        seconds={"orchestrate": planned - began, "denoise": done - planned},
     ), following
 
 

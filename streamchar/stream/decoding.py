@@ -34,12 +34,22 @@ def multiplies_bfloat16() -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
-def pictures(codec: VideoCodec, video_BCKHW: Tensor, still_BC1HW: Tensor | None) -> Tensor:
-    """`codec.decode`. toon's float32 decoder runs in bfloat16 on a CPU that multiplies it: half of the time, and 57 dB
-    from what float32 gives, below the 8 bits of a pixel."""
+def pictures(
+    codec: VideoCodec, video_BCKHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+) -> Tensor:
+    """`codec.decode`; the stream's picture is given in 8 bits. toon's float32 decoder runs in bfloat16 on a CPU that
+    multiplies it: half of the time, and 57 dB from what float32 gives, below the 8 bits of a pixel."""
     half = video_BCKHW.device.type == "cpu" and isinstance(codec, ToonVideoCodec) and multiplies_bfloat16()
+    picture = None if picture_BCHW is None else picture_BCHW.float().div(127.5).sub(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        return codec.decode(video_BCKHW, still_BC1HW)
+        return codec.decode(*given(video_BCKHW, still_BC1HW, picture))
+
+
+def given(video: Tensor, still: Tensor | None, picture: Tensor | None) -> tuple[Tensor, ...]:
+    """Without what is not there; a picture without its latents is of no use."""
+    if still is None:
+        return (video,)
+    return (video, still) if picture is None else (video, still, picture)
 
 
 class ArrangedVideoCodec(nn.Module):
@@ -64,11 +74,13 @@ class ArrangedVideoCodec(nn.Module):
         return self.codec.encode(frames_BCTHW)
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None) -> Tensor:
+    def decode(
+        self, latents_BCTHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
+    ) -> Tensor:
         """As the codec does."""
-        inputs = (latents_BCTHW,) if still_BC1HW is None else (latents_BCTHW, still_BC1HW)
         if self._last and latents_BCTHW.ndim == 5:
-            inputs = tuple(part.contiguous(memory_format=torch.channels_last_3d) for part in inputs)
+            latents_BCTHW = latents_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+        inputs = given(latents_BCTHW, still_BC1HW, picture_BCHW)
         if self._tapes is None:
             return self.codec.decode(*inputs)
         key = tuple((tuple(part.shape), part.dtype) for part in inputs)

@@ -159,7 +159,7 @@ def decode(
     lane = lane_of(models)
     with torch.inference_mode(), lane.entered():
         began = lane.mark()
-        pixels = pictures(models.video_codec, made.video, made.still)[0].float().clamp(-1, 1)
+        pixels = pictures(models.video_codec, made.video, made.still, made.picture)[0].float().clamp(-1, 1)
         frames = lane.fetch(pixels.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous())
         middle = lane.mark()
         codec = models.audio_codec

@@ -50,6 +50,8 @@ class StreamState:
     """The same for the picture; None: as `temperature`."""
     still: Tensor
     """(1, Cv, 1, h, w) latent of the reference frame."""
+    picture: Tensor | None = None
+    """(1, 3, H, W) uint8 reference frame, for a video decoder that uses it."""
     voice: Tensor | None = None
     """(1, R, C) latents of the reference audio."""
     chunk: int = 0

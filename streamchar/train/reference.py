@@ -44,7 +44,7 @@ from streamchar.train.streams import begin, transcript_of
 from streamchar.train.video_clips import weight_map
 from streamchar.train.video_codec import Trainer, VideoCodecTraining, carry_out, reconstruction_loss
 from streamchar.world.clips import make_clip
-from streamchar.world.render import eye_boxes, mouth_box
+from streamchar.world.render import draw_frame, eye_boxes, mouth_box
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ class Estimate:
 
 @torch.inference_mode()
 def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
-    """One chunk of a clip: "frames" (33, 3, H, W) uint8, "boxes" (33, B, 4) in fractions of the picture, "still" and
-    the three kinds of latents."""
+    """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
+    fractions of the picture, the latents of the "still" and the three kinds of the chunk's."""
     assert clip.video is not None and clip.still is not None
     world = make_clip(clip.seed)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
@@ -94,7 +94,7 @@ def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str
     truth = clip.video[None, chunk], clip.audio[None, chunk * J : (chunk + 1) * J]
     found = {
         "frames": world.frames(*span, size), "boxes": boxes[slice(*span)].float().contiguous(),
-        "still": clip.still.half(), "truth": truth[0][0].half(),
+        "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
     }  # fmt: skip
     for kind, steps in (("near", 1), ("far", 2)):
         found[kind] = _estimated(models, clip, state, truth, steps)
@@ -151,6 +151,7 @@ class Cut:
     weight_BTHW: Tensor
     latents_BCKHW: Tensor
     still_BC1HW: Tensor
+    picture_BCHW: Tensor
 
 
 class Examples:
@@ -173,6 +174,7 @@ class Examples:
             weight_BTHW=weight_map(file.get_slice("boxes")[row, span].numpy(), frames.shape[-1])[None],
             latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
             still_BC1HW=file.get_slice("still")[row].float()[None],
+            picture_BCHW=file.get_slice("picture")[row].float().div(127.5).sub(1)[None],
         )  # fmt: skip
 
     def batches(self, size: int, draw: random.Random) -> Iterator[list[Cut]]:
@@ -220,8 +222,7 @@ class ReferenceTrainer(Trainer):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
                 seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
-                still = codec.decoder.picture(seen)[:, -3:]
-            found = self.mixer(own, features[-3:], still, seen[-3:])
+            found = self.mixer(own, features[-3:], cut.picture_BCHW.to(self.device), seen[-3:])
         back = "(b k) (f c) h w -> b c (k f) h w"
         mixed, moved = (rearrange(part, back, k=latents.shape[2], f=clock.VIDEO_STRIDE) for part in found)
         return mixed[:, :, clock.VIDEO_STRIDE - 1 :], moved[:, :, clock.VIDEO_STRIDE - 1 :]
