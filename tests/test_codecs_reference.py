@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -192,6 +193,13 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
     assert error(trainer.codec) < 0.6 * before
     now = dict(trainer.codec.named_parameters())
     assert frozen and all(torch.equal(now[name], value) for name, value in frozen.items())
+
+
+def test_mouth_and_brows_are_left_to_the_decoder() -> None:
+    boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4]]])
+    mask = training.acting(boxes, 100)[0]
+    assert mask[65, 50] == mask[70, 50] == mask[65, 37] == 1 and mask[75, 50] == 0
+    assert mask[30, 35] == mask[29, 35] == 1 and mask[36, 35] == 0 and mask[25, 35] == 0  # the brow, not the eye
 
 
 def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None:

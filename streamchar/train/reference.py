@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -152,6 +153,8 @@ class Cut:
     latents_BCKHW: Tensor
     still_BC1HW: Tensor
     picture_BCHW: Tensor
+    acting_BTHW: Tensor | None = None
+    """1 where a face acts (mouth and brows), to be left to the decoder's own picture; None: nowhere."""
 
 
 class Examples:
@@ -169,9 +172,11 @@ class Examples:
         file, row = self.index[number]
         span = slice(clock.VIDEO_STRIDE * first, clock.VIDEO_STRIDE * (first + groups) + 1)
         frames = file.get_slice("frames")[row, span].float().div(127.5).sub(1)
+        boxes = file.get_slice("boxes")[row, span].numpy()
         return Cut(
             frames_BCTHW=frames.transpose(0, 1)[None],
-            weight_BTHW=weight_map(file.get_slice("boxes")[row, span].numpy(), frames.shape[-1])[None],
+            weight_BTHW=weight_map(boxes, frames.shape[-1])[None],
+            acting_BTHW=None if kind == "truth" else acting(boxes, frames.shape[-1])[None],
             latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
             still_BC1HW=file.get_slice("still")[row].float()[None],
             picture_BCHW=file.get_slice("picture")[row].float().div(127.5).sub(1)[None],
@@ -205,16 +210,19 @@ class ReferenceTrainer(Trainer):
         """The mean loss over the pieces; leaves its gradients."""
         total = 0.0
         for cut in batch:
-            mixed, moved = self.mixture(cut, generator)
-            frames = cut.frames_BCTHW.to(self.device)
-            loss = reconstruction_loss(mixed - frames, cut.weight_BTHW.to(self.device))
+            mixed, moved, own = self.mixture(cut, generator)
+            frames = wanted = cut.frames_BCTHW.to(self.device)
+            if cut.acting_BTHW is not None:
+                mask = cut.acting_BTHW[:, None].to(self.device)
+                wanted = frames + mask * (own.float() - frames)
+            loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
             loss = (loss + MOVED * distance(moved - frames)) / len(batch)
             loss.backward()
             total += loss.item()
         return total
 
-    def mixture(self, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(B, 3, 1 + 4 k, H, W) the picture and the moved still."""
+    def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
+        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -224,8 +232,25 @@ class ReferenceTrainer(Trainer):
                 seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
             found = self.mixer(own, features[-3:], cut.picture_BCHW.to(self.device), seen[-3:])
         back = "(b k) (f c) h w -> b c (k f) h w"
-        mixed, moved = (rearrange(part, back, k=latents.shape[2], f=clock.VIDEO_STRIDE) for part in found)
-        return mixed[:, :, clock.VIDEO_STRIDE - 1 :], moved[:, :, clock.VIDEO_STRIDE - 1 :]
+        return [
+            rearrange(part, back, k=latents.shape[2], f=clock.VIDEO_STRIDE)[:, :, clock.VIDEO_STRIDE - 1 :]
+            for part in (*found, own)
+        ]
+
+
+def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
+    """(T, H, W): 1 on the mouth (first box) and on the brows (top of the others, the eyes), with room around them.
+
+    What a student's estimate of a mouth lacks is not in the still either, whose mouth and brows are at rest: the mean
+    of both speaks less and is in no mood. So there the decoder's own picture is the target."""
+    mask_THW = torch.zeros(len(boxes_TB4), size, size)
+    for t, boxes in enumerate(boxes_TB4 * size):
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            wide, high = 0.2 * (right - left), bottom - top
+            upper, lower = (top - 0.2 * high, top + 0.3 * high) if i else (top - 0.1 * high, bottom + 0.1 * high)
+            x0, x1, y0, y1 = (max(0, round(float(v))) for v in (left - wide, right + wide, upper, lower))
+            mask_THW[t, y0:y1, x0:x1] = 1
+    return mask_THW
 
 
 def distance(error_BCTHW: Tensor) -> Tensor:
