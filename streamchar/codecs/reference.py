@@ -72,7 +72,7 @@ class ReferenceMixer(nn.Module):
         moved = move(still, flow)
         own = rearrange(own_NCHW.float(), "n (f c) h w -> (n f) c h w", f=clock.VIDEO_STRIDE)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
-        mixed = own * shares[:, :1] + moved * shares[:, 1:2] + still * shares[:, 2:3]
+        mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], moved, shares[:, 1:2]), still, shares[:, 2:3])
         join = "(n f) c h w -> n (f c) h w"
         return rearrange(mixed, join, f=clock.VIDEO_STRIDE), rearrange(moved, join, f=clock.VIDEO_STRIDE)
 

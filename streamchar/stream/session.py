@@ -160,7 +160,7 @@ def decode(
     with torch.inference_mode(), lane.entered():
         began = lane.mark()
         pixels = pictures(models.video_codec, made.video, made.still, made.picture)[0].float().clamp(-1, 1)
-        frames = lane.fetch(pixels.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous())
+        frames = lane.fetch(pixels.add_(1).mul_(127.5).round_().to(torch.uint8).permute(1, 2, 3, 0).contiguous())
         middle = lane.mark()
         codec = models.audio_codec
         if following is not None and codec.lookahead:
