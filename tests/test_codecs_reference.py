@@ -217,7 +217,8 @@ def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None
 
 
 def test_a_stream_decodes_with_its_own_still(codec: ToonVideoCodec, tmp_path: Path) -> None:
-    models = replace(tiny_models(), video_codec=codec)
+    models = tiny_models()
+    models = replace(models, video_codec=codec, config=replace(models.config, video=codec.config))
     pipe = StreamCharPipeline(models)
     frames = [
         torch.cat([c.frames for c in pipe.session(pipe.start("Hello there.", character=who, seed=1))]) for who in (1, 2)

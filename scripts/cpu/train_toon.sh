@@ -101,7 +101,7 @@ assemble() { once "$1" "$PYTHON" scripts/assemble.py --preset "$PRESET" --codecs
 assemble base --speech "$RUNS/joint" --out "$RUNS/base" --steps 4 --guidance 2 --temperature 0.5 \
     --picture-guidance 3 --picture-guidance-above 0.88 --picture-temperature 0.25
 
-# 6. stages 3 and 4 "..." --model $RUNS/model
+# 6. stages 3 and 4: the student
 student=(--teacher "$RUNS/base" --guidance 1.5 --picture-guidance 2 --temperature 0.5 --picture-temperature 1
     --rate 1e-4 --fake-rate 3e-4 --follow 3 --cooldown "$COOLDOWN")
 once distill stage distill "$DISTILL_MINUTES" "$DATA/clips" "$RUNS/distill" "${student[@]}" --batch 4
@@ -110,7 +110,8 @@ once rollout stage rollout "$ROLLOUT_MINUTES" "$DATA/clips" "$RUNS/rollout" "${s
 played=(--speech "$RUNS/rollout" --base "$RUNS/base" --guidance 1.5 --picture-guidance 1)
 assemble student "${played[@]}" --out "$RUNS/student"
 
-# 7. what the decoder takes from the still, learned on the student's own latents; these stay what they are
+# 7. what the decoder takes from the still, learned on the student's own latents; these stay what they are. Then
+# streamchar say "..." --model $RUNS/model
 once reference stage reference "$REFERENCE_MINUTES" "$DATA/clips" "$RUNS/reference" --start "$RUNS/student" \
     --clips "$EXAMPLES"
 assemble model "${played[@]}" --video-codec "$RUNS/reference" --out "$RUNS/model"

@@ -104,21 +104,16 @@ class StreamCharPipeline:
         with torch.inference_mode():
             still = self.models.video_codec.encode(picture[:, :, None].to(device))
             latents = None if voice is None else self._encode_voice(voice)
-        kept = picture.add(1).mul(127.5).round().clamp(0, 255).to(device, torch.uint8) if self._uses_picture else None
+        seen = picture.add(1).mul(127.5).round().clamp(0, 255).to(device, torch.uint8)
         return StreamState(
             model=self.models.name, text=text, prompt=prompt, seed=seed, steps=steps,
             guidance=self.models.guidance if guidance is None else guidance,
             picture_guidance=1.0 if guidance == 1.0 else self.models.picture_guidance,  # 1 asks for a single pass
             picture_guidance_above=self.models.picture_guidance_above,
             temperature=self.models.temperature, picture_temperature=self.models.picture_temperature,
-            still=still.clone(), picture=kept,
+            still=still.clone(), picture=seen if self.config.video.reference else None,
             voice=None if latents is None else latents.clone(),
         )
-
-    @property
-    def _uses_picture(self) -> bool:
-        """Whether the video decoder looks at more of the still than its latents."""
-        return getattr(getattr(self.models.video_codec, "config", None), "reference", False)
 
     def _cartoon(self, seed: int, voice: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reference frame and voice of a character of the world."""

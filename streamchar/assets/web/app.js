@@ -288,7 +288,7 @@ function furnish(about) {
   $("chips").addEventListener("click", () => { if (page.session) finish(); });
   $("voice").append(new Option("the character's own", -1), ...about.voices.map((name, index) => new Option(name, index)));
   $("voice").onchange = () => { page.recording = ""; $("voiceNote").textContent = ""; finish(); };
-  $("pictureNote").textContent = about.pictures ? "" : "This model draws cartoons: a photograph comes out as a rough cartoon.";
+  $("pictureNote").textContent = about.pictures ? "" : "This model draws cartoons: a photograph comes out smeared.";
   $("text").maxLength = about.text;
   choose(about.characters[0].seed);
 }
