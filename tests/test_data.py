@@ -38,6 +38,7 @@ def clip(chunks=4, seed=0, *, video=False, reference=20):
         direction=("happy", "nodding", "high") if video else ("", "", ""),
         video=torch.randn(chunks, 8, 9, 2, 2, generator=draw) if video else None,
         still=torch.randn(8, 1, 2, 2, generator=draw) if video else None,
+        pose=torch.randn(chunks, 9, 5, generator=draw).half() if video else None,
     )
 
 
@@ -263,6 +264,8 @@ def test_a_batch_is_its_windows_padded(tmp_path):
         assert not batch.reference[i, heard:].any()
         assert torch.equal(batch.video[i], record.video[first : first + 2].float())
         assert torch.equal(batch.previous[i], record.video[first - 1].float())
+        assert torch.equal(batch.pose[i], record.pose[first : first + 2].float())
+        assert torch.equal(batch.previous_pose[i], record.pose[first - 1].float())
         assert torch.equal(batch.sink[i], record.video[0].float())
         assert torch.equal(batch.still[i], record.still.float())
     assert batch.first.tolist() == [1, 4] and batch.has_previous.tolist() == [True, True]

@@ -16,10 +16,10 @@ from streamchar.eval.metric import ClipMetric, ImpossibleError, Options, Unavail
 from streamchar.eval.sample import Sample
 from streamchar.eval.suite import REGISTRY
 from streamchar.stream.mux import Muxer
-from streamchar.train.directions import HANDS, POSES, mirrored, poses
 from streamchar.types import Chunk, Speech, Word
 from streamchar.world.character import character
 from streamchar.world.motion import plan
+from streamchar.world.pose import HANDS, POSES, mirrored, poses
 from streamchar.world.prompt import ENERGIES, GESTURES, MOODS, Direction
 from streamchar.world.render import render
 

@@ -60,6 +60,7 @@ def clip(chunks, seed, *, video):
         voice="heart", seed=seed, prompt="happy and lively" if video else "",
         video=torch.randn(chunks, channels, 9, h, w, generator=draw) if video else None,
         still=torch.randn(channels, 1, h, w, generator=draw) if video else None,
+        pose=torch.randn(chunks, 9, 26, generator=draw) if video else None,
     )
 
 

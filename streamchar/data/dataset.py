@@ -51,6 +51,10 @@ class Windows:
     """(B,) the window's first chunk index in its clip."""
     still: Tensor | None = None
     """(B, Cv, 1, h, w)."""
+    pose: Tensor | None = None
+    """(B, n, 9, P) poses at each video latent; None where a clip does not know its own."""
+    previous_pose: Tensor | None = None
+    """(B, 9, P) of the chunk before the window; zero where `has_previous` is false."""
     prompts: tuple[str, ...] = ()
 
     @property
@@ -191,6 +195,11 @@ def _collate_video(items: list[tuple[ClipRecord, int, dict[str, Tensor]]]) -> di
             f"expected clips with video, {len(items) - len(records)} of {len(items)} have speech alone; keep the two "
             "kinds of shards in two folders"
         )
+    posed = [(c.pose.float(), f) for c, f, _ in records if c.pose is not None]
+    poses = {}
+    if len(posed) == len(items):
+        poses["pose"] = torch.stack([p[f : f + n] for p, f in posed])
+        poses["previous_pose"] = torch.stack([p[max(0, f - 1)] * (f > 0) for p, f in posed])
     return {
         "video": torch.stack([v[f : f + n].float() for _, f, v in records]),
         "previous": torch.stack([v[max(0, f - 1)].float() * (f > 0) for _, f, v in records]),
@@ -198,6 +207,7 @@ def _collate_video(items: list[tuple[ClipRecord, int, dict[str, Tensor]]]) -> di
         "sink": torch.stack([v[0].float() for _, _, v in records]),
         "first": torch.tensor([f for _, f, _ in records]),
         "still": torch.stack([c.still.float() for c, _, _ in records if c.still is not None]),
+        **poses,
     }
 
 

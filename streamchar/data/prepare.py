@@ -142,6 +142,7 @@ def speech_record(codec: AudioCodec, seed: int, *, held_out: bool) -> ClipRecord
 def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bool, size: int = 256) -> ClipRecord:
     """A clip of speech and picture by a character of the split."""
     from streamchar.world.clips import make_clip
+    from streamchar.world.pose import poses, poses_by_latent
     from streamchar.world.render import draw_frame
     from streamchar.world.voice import VOICES
 
@@ -159,7 +160,8 @@ def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bo
         audio=_encode_speech(audio, clip.speech), reference=_reference(audio, voice, rng, held_out), tokens=ids,
         token_start=starts, text=clip.speech.text, voice=voice.name, seed=seed, prompt=clip.prompt,
         direction=(clip.direction.mood, clip.direction.gesture, clip.direction.energy),
-        video=torch.stack(latents).to(torch.float16), still=video.encode(still.reshape(1, 3, 1, *still.shape[-2:]))[0],
+        pose=poses_by_latent(poses(clip.track)), video=torch.stack(latents).to(torch.float16),
+        still=video.encode(still.reshape(1, 3, 1, *still.shape[-2:]))[0],
     )
 
 

@@ -42,9 +42,11 @@ class ClipRecord:
     """(T/33, Cv, 9, h, w) video latents."""
     still: Tensor | None = None
     """(Cv, 1, h, w) latent of the reference frame."""
+    pose: Tensor | None = None
+    """(T/33, 9, P) how the character is posed at each video latent (`world/pose.py`); None where it is not known."""
 
 
-_FLAT = ("audio", "reference", "tokens", "token_start", "video", "still")
+_FLAT = ("audio", "reference", "tokens", "token_start", "video", "still", "pose")
 
 
 def write_shard(path: Path, clips: list[ClipRecord]) -> None:
@@ -106,6 +108,7 @@ class Shard:
             direction=tuple(meta["direction"]),
             video=self._piece("video", index) if self.has_video else None,
             still=self.tensors["still"][index] if "still" in self.tensors else None,
+            pose=self._piece("pose", index) if "pose" in self.tensors else None,
         )
 
 

@@ -35,6 +35,7 @@ from streamchar.world.character import character
 from streamchar.world.clips import talk
 from streamchar.world.gesture import REST_Y
 from streamchar.world.motion import MotionTrack, plan
+from streamchar.world.pose import POSES, mirrored, poses
 from streamchar.world.prompt import ENERGIES, GESTURES, MOODS, Direction
 from streamchar.world.render import draw_frame, render
 from streamchar.world.splits import is_held_out_character
@@ -48,15 +49,7 @@ FIRST = 60_000_000
 """Numbers of the drawn characters start here: no clips have them."""
 ARMS = ("waving", "pointing up", "open hands", "hand on chest")
 """Gestures that are seen only while a hand is up."""
-FACIAL = (
-    "smile", "widen", "blink", "gaze_x", "gaze_y", "brow_raise", "brow_tilt", "blush", "yaw", "pitch", "zoom",
-)  # fmt: skip
-HEAD = ("roll", "x", "y", "opening", "round")
-HANDS = tuple(f"{name}_{side}" for side in ("left", "right") for name in ("up", "x", "turn", "spread", "point"))
-POSES = (*FACIAL, *HEAD, *HANDS)
 LABELS = {"mood": tuple(MOODS), "gesture": tuple(GESTURES), "energy": tuple(ENERGIES)}
-MIRRORED = ("gaze_x", "yaw", "roll", "x", "x_left", "x_right", "turn_left", "turn_right")
-"""These change their sign in a mirror."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,28 +98,6 @@ class Drawn:
     face_N3HW: Tensor
     poses_NP: Tensor
     """Of all but the still."""
-
-
-def poses(track: MotionTrack) -> Tensor:
-    """What is to be read from each picture -> (T, P), in the world's units; a hand out of the picture has no pose."""
-    found = [getattr(track, name) for name in FACIAL]
-    found += [track.roll + track.body_roll, track.body_x + track.head_x, track.body_y + track.head_y]
-    found += [track.mouth.opening, track.mouth.round]
-    for side in (0, 1):
-        up = ((REST_Y - track.arms.y[:, side]) / 100 - 0.24).clamp(min=0)  # the finger tips reach the picture
-        seen = (4 * up).clamp(max=1)
-        x = (track.arms.x[:, side] - 128) / 100
-        own = (track.arms.turn, track.arms.spread, track.arms.point)
-        found += [up, x * seen, *(value[:, side] * seen for value in own)]
-    return torch.stack(found, 1)
-
-
-def mirrored(poses_NP: Tensor) -> Tensor:
-    """The poses that a mirror shows."""
-    signs = torch.tensor([-1.0 if name in MIRRORED else 1.0 for name in POSES])
-    swap = {"left": "right", "right": "left"}
-    names = ["_".join([n.split("_")[0], swap[n.split("_")[1]]]) if n in HANDS else n for n in POSES]
-    return (poses_NP * signs)[:, [POSES.index(n) for n in names]]
 
 
 def plan_courses(talks: list[Speech], count: int, settings: DirectionsTraining, rng: random.Random) -> list[Course]:

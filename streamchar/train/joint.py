@@ -7,10 +7,12 @@ ever built. Between two steps on clips stands one on speech alone, where there i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from streamchar.codecs.text import T5PromptEncoder
 from streamchar.config.model import ModelConfig
 from streamchar.data.dataset import WindowDataset, Windows
 from streamchar.dit.cache import Conditions
+from streamchar.dit.model import JointDiT
 from streamchar.errors import ConfigError
 from streamchar.flow.path import interpolate, velocity
 from streamchar.orchestrator.lm import Plan
@@ -42,7 +45,10 @@ from streamchar.train.orchestrator import (
     wrong_text,
 )
 from streamchar.train.parallel import Scale
+from streamchar.train.pose import PoseError, PoseHead, Tap
 from streamchar.train.streams import Codecs, Gallery, codecs_for
+
+log = logging.getLogger(__name__)
 
 MOUTH = (0.605, 0.5)
 """Centre of the mouth in the world's portraits, as shares of height and width (60 characters: +-0.005)."""
@@ -66,6 +72,8 @@ class VideoTerms:
     """As `SpeechTerms.begin`: there a step decides what is done, and has only the prompt to go by."""
     focus: float = 5.0
     """Extra weight of the loss where mouths are drawn: few latents, and the ones that must follow the speech."""
+    pose: float = 0.5
+    """Weight of the pose's loss, where clips know their pose (`train/pose.py`); 0: none."""
     freeze_speech: bool = False
     """Train the main blocks alone: stage 1 may go on elsewhere meanwhile."""
 
@@ -140,7 +148,6 @@ class JointObjective:
         if terms.freeze_speech:
             for name, p in self.model.named_parameters():
                 p.requires_grad_(not self._speech_side(name))
-        self.model.to(self.device)
         self.prompt_encoder = prompt_encoder.eval().requires_grad_(False)
         limits = {"look_ahead": config.orchestrator.look_ahead, "max_reference": config.orchestrator.max_reference}
         self.data = WindowDataset(data, **limits, seed=seed + 1)
@@ -149,6 +156,9 @@ class JointObjective:
         if start is not None:
             start_from(self.model, start)
         self._measure_deviation()
+        self.taps: WeakKeyDictionary[JointDiT, Tap] = WeakKeyDictionary()
+        self.posed = terms.pose > 0 and self._add_pose_head()
+        self.model.to(self.device)
         self.focus = mouth_focus(config.latent_size, terms.focus).to(self.device)
         self.samples_per_step = batch * self.chunks
         self.gallery: Gallery | None = None
@@ -163,6 +173,28 @@ class JointObjective:
         skip = self.model.dit.head.velocity
         skip.deviation.copy_(video.std(dim=(0, 2, 3, 4)))
         skip.residual.copy_((video - clips.still).std(dim=(0, 2, 3, 4)))
+
+    def _add_pose_head(self) -> bool:
+        """Ask hidden states for poses, if the clips have any."""
+        pose = next(iter(self.data.shards.values()))[0].pose
+        if pose is None:
+            log.warning("%s: clips do not know their pose (made by an older version): no pose loss", self.data.folder)
+            return False
+        head = PoseHead(self.config.dit.width, pose.shape[-1])
+        head.measure(self.data)
+        self.model.add_module("pose", head)
+        return True
+
+    def pose_error(self, windows: Windows, scene: Scene) -> PoseError | None:
+        """Of the pass just made; None where the batch knows no poses."""
+        tap = self.taps.get(self.model.dit)
+        if tap is None:
+            return None
+        states = tap.take(self.model.dit.layout(scene.conditions, scene.noisy, None))
+        if windows.pose is None or windows.previous_pose is None:
+            return None
+        before = torch.cat([windows.previous_pose[:, None], windows.pose[:, :-1]], 1)
+        return self.model.get_submodule("pose")(states, windows.pose.flatten(0, 1), before.flatten(0, 1))
 
     @staticmethod
     def _speech_side(name: str) -> bool:
@@ -210,6 +242,8 @@ class JointObjective:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.terms.freeze_speech):
             plan = self.model.orchestrator(batch)
         dit, x_a = self.model.dit, batch.noisy.flatten(0, 1)
+        if self.posed and dit not in self.taps:  # sharded, validation has a model of its own
+            self.taps[dit] = Tap(dit)
         layout = dit.layout(scene.conditions, scene.noisy, x_a)
         v = dit(scene.noisy, x_a, plan.c_a, batch.sigma.flatten(), layout, scene.conditions)
         assert v.video is not None and v.audio is not None
@@ -232,6 +266,10 @@ class JointObjective:
         cross, distance, scalars = pointer_terms(plan, windows, batch)
         total = self.terms.weight * weighted + flow_a
         total = total + self.speech_terms.pointer * cross + self.speech_terms.end * distance
+        pose = self.pose_error(windows, scene)
+        if pose is not None:
+            total = total + self.terms.pose * pose.total
+            scalars |= pose.scalars()
         return total, {"video": float(flow_v.detach()), "audio": float(flow_a.detach()), **scalars}
 
     def show(self, step: int) -> None:
@@ -293,6 +331,9 @@ class JointObjective:
                 figures[f"{kind}video_{sigma}{name}"] = float(error.mean())
                 figures[f"{kind}mouth_{sigma}{name}"] = float(error[..., self.focus > 0.5 * self.focus.max()].mean())
                 figures[f"{kind}audio_{sigma}{name}"] = float((v_a - target_a).square().mean())
+                pose = self.pose_error(windows.to(self.device), picture)
+                if pose is not None:
+                    figures |= {f"{kind}{key}_{sigma}{name}": value for key, value in pose.scalars().items()}
                 if not name:
                     within = pointer_terms(plan, windows.to(self.device), batch)[2]["within_1"]
                     figures[f"{kind}within_1_{sigma}"] = within

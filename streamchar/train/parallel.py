@@ -35,12 +35,14 @@ from streamchar.dit.audio import AudioPath
 from streamchar.dit.model import JointDiT
 from streamchar.errors import ConfigError
 from streamchar.orchestrator.lm import Orchestrator
+from streamchar.train.pose import PoseHead
 
 log = logging.getLogger(__name__)
 
 ENTRANCES = {
     Orchestrator: ("prefix", "extend", "plan"),
     JointDiT: ("denoise_audio", "encode_conditions", "denoise"),
+    PoseHead: (),
 }
 """What is called of a component besides `forward`: there, too, its weights must come together first."""
 
