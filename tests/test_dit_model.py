@@ -21,10 +21,10 @@ BATCH, SIZE = 2, (2, 4)
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}
 
 
-@pytest.fixture(scope="module")
-def dit():
+@pytest.fixture(scope="module", params=[False, True], ids=["", "ref beside"])
+def dit(request):
     torch.manual_seed(0)
-    model = JointDiT(CONFIG)
+    model = JointDiT(replace(CONFIG, ref_beside=request.param))
     with torch.no_grad():
         for parameter in model.parameters():  # nothing zero: every path must show
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -81,13 +81,15 @@ def test_a_cache_grown_over_chunks_equals_a_fresh_one(dit):
 
 @torch.no_grad()
 def test_what_a_cache_holds_is_not_computed_again(dit):
-    """With `previous`, a changed reference, sink or prompt must not show: they were read once a stream."""
+    """With `previous`, a changed reference, sink or prompt must not show: they were read once a stream. Where the
+    reference stands beside every token, only in its own and the sink's."""
     given, other = conditions(), conditions()
     layout = Layout(grid=(1, 2), sink=9, motion=9)
     first = dit.encode_conditions(layout, given)
     grown = dit.encode_conditions(layout, replace(other, motion=given.motion), first)
     for before, after in zip(first.layers, grown.layers, strict=True):
-        equal(after.self_attention.key, before.self_attention.key)
+        kept = layout.segment("sink" if dit.config.ref_beside else "motion").stop
+        equal(after.self_attention.key[:, :kept], before.self_attention.key[:, :kept])
         assert after.text is before.text
 
 
@@ -150,6 +152,28 @@ def test_an_absent_segment_gives_and_gets_no_gradient(dit):
     (grad,) = torch.autograd.grad(out.video.square().sum() + out.audio.square().sum(), sink)
     assert grad[0].abs().max() > 0
     assert not grad[1].any()
+
+
+@torch.no_grad()
+def test_a_reference_beside_every_token_begins_at_nothing():
+    """A wider model that starts from an older one's weights is that model, until it has learned to compare."""
+    torch.manual_seed(0)
+    plain, wider = JointDiT(CONFIG), JointDiT(replace(CONFIG, ref_beside=True))
+    for name, parameter in plain.named_parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+        wider.get_parameter(name).copy_(parameter)
+    for name, buffer in plain.named_buffers():
+        wider.get_buffer(name).copy_(buffer)
+    given, (x_v, x_a, c_a, sigma) = conditions(), noisy()
+    layout = plain.layout(given, x_v, x_a)
+    equal(wider(x_v, x_a, c_a, sigma, layout, given), plain(x_v, x_a, c_a, sigma, layout, given))
+    assert wider.ref_embedding is not None
+    wider.ref_embedding.weight.normal_(std=0.1)
+    changed, kept = wider(x_v, x_a, c_a, sigma, layout, given), plain(x_v, x_a, c_a, sigma, layout, given)
+    assert (changed.video - kept.video).abs().max() > 1e-3
+    alone = replace(given, ref=None)
+    layout = plain.layout(alone, x_v, x_a)
+    equal(wider(x_v, x_a, c_a, sigma, layout, alone), plain(x_v, x_a, c_a, sigma, layout, alone))
 
 
 @torch.no_grad()

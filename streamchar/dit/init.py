@@ -47,6 +47,8 @@ def initialise(dit: JointDiT) -> None:
         for block in blocks:
             _open_gates(block, gate)
     nn.init.zeros_(dit.audio.from_main.weight)
+    if dit.ref_embedding is not None:
+        nn.init.zeros_(dit.ref_embedding.weight)
 
 
 def _open_gates(block: nn.Module, gate: float) -> None:

@@ -10,7 +10,7 @@ Three ways through one set of blocks: `forward` (training: conditions and noisy 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -70,6 +70,8 @@ class JointDiT(nn.Module):
         self.config = config
         pixels = config.patch[0] * config.patch[1] * config.patch[2]
         self.patch_embedding = nn.Linear(config.video_channels * pixels, config.width)
+        inner = config.video_channels * pixels
+        self.ref_embedding = nn.Linear(inner, config.width, bias=False) if config.ref_beside else None
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config.width, config.video_channels, pixels, config.eps, anchored=True)
@@ -105,7 +107,7 @@ class JointDiT(nn.Module):
         """
         self._check(layout, x_v, x_a, c_a)
         self._check_conditions(layout, conditions)
-        noisy = replace(self._noisy(x_v, x_a, c_a, sigma, layout), ref=conditions.anchor())
+        noisy = self._noisy(x_v, x_a, c_a, sigma, layout, conditions.anchor())
         turn, presence = self._rotation(layout, sigma.device), conditions.presence()
         spans = (self._span(layout, layout.noisy, noisy.time, turn, presence),)
         xs: tuple[Tensor, ...] = (noisy.tokens,)
@@ -153,7 +155,7 @@ class JointDiT(nn.Module):
                 "call encode_conditions with the layout of this chunk"
             )
         self._check(layout, x_v, x_a, c_a)
-        noisy = replace(self._noisy(x_v, x_a, c_a, sigma, layout), ref=cache.ref)
+        noisy = self._noisy(x_v, x_a, c_a, sigma, layout, cache.ref)
         made = cache.turn if cache.layout == layout else None
         turn = self._rotation(layout, sigma.device) if made is None else made
         span = self._span(layout, layout.noisy, noisy.time, turn, cache.presence)
@@ -178,23 +180,29 @@ class JointDiT(nn.Module):
         positions[:, 0] *= self.config.time_scale  # in place: a factor made on the host would be waited for
         return rotation(positions, axis_widths(self.config.head_width), self.config.rope_theta)
 
-    def _patches(self, latents: Tensor) -> Tensor:
+    def _patches(self, latents: Tensor, ref: Tensor | None) -> Tensor:
+        """Tokens of latents, each with what stands at its place in the reference, if there is one: (B, L, D)."""
         dtype = self.patch_embedding.weight.dtype
-        return self.patch_embedding(patchify(latents.to(dtype), self.config.patch)).to(dtype)
+        tokens = self.patch_embedding(patchify(latents.to(dtype), self.config.patch)).to(dtype)
+        if self.ref_embedding is None or ref is None:
+            return tokens
+        beside = self.ref_embedding(patchify(ref.to(dtype), self.config.patch)).to(dtype)
+        return tokens + beside.repeat(1, tokens.shape[1] // beside.shape[1], 1)
 
     def _clean(self, layout: Layout, start: int, conditions: Conditions) -> Tensor:
         """Condition tokens from `start` on: (B, L, D)."""
         latents = conditions.latents()
         names = [name for name in CONDITIONS if layout.length(name) and layout.segment(name).start >= start]
-        return self._patches(torch.cat([latents[name] for name in names], dim=2))
+        return self._patches(torch.cat([latents[name] for name in names], dim=2), conditions.anchor())
 
     def _noisy(
-        self, x_v: Tensor | None, x_a: Tensor | None, c_a: Tensor | None, sigma: Tensor, layout: Layout
+        self, x_v: Tensor | None, x_a: Tensor | None, c_a: Tensor | None, sigma: Tensor, layout: Layout,
+        ref: Tensor | None,
     ) -> Noisy:
         """Noisy latents on their way in: video by patches, audio through its encoder."""
         parts, encoded, audio_time = [], None, None
         if x_v is not None:
-            parts.append(self._patches(x_v))
+            parts.append(self._patches(x_v, ref))
         if x_a is not None and c_a is not None:
             audio_time = self.audio.time(sigma if sigma.ndim == 1 else sigma[:, -layout.audio :])
             encoded = self.audio.encode(x_a, c_a, audio_time)
@@ -206,6 +214,7 @@ class JointDiT(nn.Module):
             time=self.condition_embedder.time(sigma),
             audio_time=audio_time,
             encoded=encoded,
+            ref=ref,
         )
 
     def _clean_span(self, layout: Layout, start: int, turn: Rotation, presence: dict[str, Tensor]) -> Span:

@@ -113,12 +113,17 @@ def pointer_terms(plan: Plan, windows: Windows, batch: SpeechBatch) -> tuple[Ten
     return cross, distance, {"pointer": float(cross.detach()), "within_1": float(near), "end_error": float(miss)}
 
 
+ADDED = ("ref_embedding.weight",)
+"""Of the DiT: begins at zero where the weights that a run starts from are of an older kind."""
+
+
 def start_from(model: SpeechModel, folder: Path) -> None:
     """Load the weights of a model folder or of a run's export. Stage 1's has main blocks as initialised."""
     parts = parts_of(folder)
     speech = load_component(Orchestrator, OrchestratorConfig, parts["orchestrator"])
     model.orchestrator.load_state_dict(speech.state_dict())
-    model.dit.load_state_dict(load_component(JointDiT, DiTConfig, parts["dit"]).state_dict())
+    given, own = load_component(JointDiT, DiTConfig, parts["dit"]).state_dict(), model.dit.state_dict()
+    model.dit.load_state_dict({**{name: own[name] for name in ADDED if name in own}, **given})
 
 
 def begins_with(start: Path | None, resume: bool) -> Path | None:
