@@ -31,9 +31,9 @@ def counted(function, *arguments, **options) -> int:
     return counter.get_total_flops()
 
 
-@pytest.fixture(scope="module")
-def dit():
-    config = replace(tiny().dit, audio_layers=2, audio_width=24, layers=3)
+@pytest.fixture(scope="module", params=[False, True], ids=["", "ref beside"])
+def dit(request):
+    config = replace(tiny().dit, audio_layers=2, audio_width=24, layers=3, ref_beside=request.param)
     latents = torch.randn(1, config.video_channels, T, 4, 6)
     conditions = Conditions(
         text=torch.randn(1, 8, config.text_width), ref=latents[:, :, :1], sink=latents, motion=latents

@@ -57,6 +57,11 @@ def _patch_width(config: DiTConfig) -> int:
     return config.video_channels * t * h * w
 
 
+def _beside(config: DiTConfig, layout: Layout) -> int:
+    """The reference's patches, which every video token gets: embedded once a pass."""
+    return dense(layout.length("ref"), _patch_width(config), config.width) if config.ref_beside else 0
+
+
 def dit_conditions(config: DiTConfig, layout: Layout, text: int, *, start: int = 0, with_text: bool = True) -> int:
     """`encode_conditions` from condition token `start` on: the last block makes keys and values alone."""
     tokens = layout.condition_tokens - start
@@ -66,7 +71,7 @@ def dit_conditions(config: DiTConfig, layout: Layout, text: int, *, start: int =
     groups = layout.groups(start, layout.condition_tokens)
     pairs = sum((group.stop - group.start) * group.stop for group in groups)
     total += dense(tokens, _patch_width(config), config.width) + time_embedding(config.time_width, config.width)
-    total += (config.layers - 1) * dit_block(config, tokens, pairs, text)
+    total += _beside(config, layout) + (config.layers - 1) * dit_block(config, tokens, pairs, text)
     return total + 2 * dense(tokens, config.width, config.width)
 
 
@@ -89,7 +94,7 @@ def dit_denoise(config: DiTConfig, layout: Layout, text: int) -> int:
     noisy, d = layout.noisy_tokens, config.width
     video, audio = layout.length("video"), layout.length("audio")
     total = config.layers * dit_block(config, noisy, noisy * layout.tokens, text)
-    total += time_embedding(config.time_width, d)
+    total += time_embedding(config.time_width, d) + (_beside(config, layout) if video else 0)
     total += 2 * dense(video, _patch_width(config), d) + dense(1, d, config.video_channels)  # in, out, skip
     if audio:
         total += audio_path(config, audio) + 2 * dense(audio, config.audio_width or d, d)
