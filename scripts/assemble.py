@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--picture-temperature", type=float, help="of the picture alone; else as --temperature")
     parser.add_argument("--base", type=Path, help="of a student: the model that it was made from")
     parser.add_argument("--speech-share", type=float, default=0.5, help="of the way from the base's speech: 0 to 1")
+    parser.add_argument("--moved", type=Path, nargs=2, metavar=("OLD", "NEW"), help="bases: NEW's student, from OLD's")
     parser.add_argument("--shares", help="a shipped model: components that it has to the bit are not written again")
     parser.add_argument("--full", action="store_true", help="float32 weights instead of int8")
     parser.add_argument("--out", type=Path, required=True)
@@ -56,6 +57,7 @@ def main() -> None:
     assemble(
         parts, preset(given.preset), given.out, name=given.name or given.preset, small=not given.full,
         sampling=sampling, shares=given.shares, base=given.base, speech_share=given.speech_share,
+        moved=None if given.moved is None else tuple(given.moved),
     )
     total = sum(path.stat().st_size for path in given.out.rglob("*.safetensors"))
     print(f"{given.out}: {total / 2**20:.1f} MiB of weights")

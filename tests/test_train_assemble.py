@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from streamchar.config.presets import tiny
 from streamchar.config.sampling import Sampling
+from streamchar.dit.model import JointDiT
 from streamchar.errors import CheckpointError
 from streamchar.stream.models import load
-from streamchar.train.assemble import sampling_of
+from streamchar.train.assemble import moved_along, sampling_of
 from streamchar.train.checkpoint import save_checkpoint
 from streamchar.train.distill import export
 from streamchar.train.teacher import FAKE, begun, followed
@@ -177,3 +179,22 @@ def test_what_a_shipped_model_has_is_not_written_again(folders, run, tmp_path, m
     index.write_text("[]")
     with pytest.raises(CheckpointError, match="one JSON object"):
         load(tmp_path / "base")
+
+
+@torch.no_grad()
+def test_a_student_goes_along_with_its_base():
+    """What it learned is added; what only the new base has stays; models of another size are refused."""
+    torch.manual_seed(0)
+    config = tiny().dit
+    old, student, new = JointDiT(config), JointDiT(config), JointDiT(replace(config, ref_beside=True))
+    assert new.ref_embedding is not None
+    new.ref_embedding.weight.normal_()
+    made = moved_along(student, old, new)
+    for name, value in made.state_dict().items():
+        learned = student.state_dict()[name] - old.state_dict()[name] if name in old.state_dict() else 0.0
+        torch.testing.assert_close(value, new.state_dict()[name] + learned)
+    assert made.config == new.config
+    same = moved_along(old, old, new).state_dict()
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in same.items())
+    with pytest.raises(CheckpointError, match="two bases of one kind"):
+        moved_along(student, old, JointDiT(replace(config, layers=1)))

@@ -69,26 +69,47 @@ def speech_between(base: JointDiT, student: JointDiT, share: float) -> None:
     student.load_state_dict({**own, **mixed})
 
 
+def moved_along(student: JointDiT, old: JointDiT, new: JointDiT) -> JointDiT:
+    """The student of the base `new`: `new` and what `student` has learned beyond `old`, the base that it was made from.
+    A short distillation moves the weights by a twentieth of what further pretraining does, and plays on the new base at
+    once (docs/decisions.md, ninth session). What `new` has and `old` has not is `new`'s. Raises `CheckpointError`."""
+    made = JointDiT(new.config).eval()
+    theirs, before, after = student.state_dict(), old.state_dict(), new.state_dict()
+    odd = [n for n in theirs if n not in before or n not in after or theirs[n].shape != after[n].shape]
+    if odd:
+        raise CheckpointError(f"expected a student and two bases of one kind, got {odd[0]} that one of them has not")
+    made.load_state_dict({n: value + (theirs[n] - before[n]) if n in theirs else value for n, value in after.items()})
+    return made
+
+
 def speech_path(dit: JointDiT) -> set[str]:
     """Names of the weights that the speech alone goes through."""
     joints = ("audio.to_main.", "audio.from_main.")
     return {name for name in dit.state_dict() if name.startswith("audio.") and not name.startswith(joints)}
 
 
+def _dit_of(folder: Path) -> JointDiT:
+    return load_component(JointDiT, DiTConfig, stream_models.parts_of(folder)["dit"])
+
+
 def assemble(
     parts: Parts, config: ModelConfig, out: Path, *, name: str, steps: int = 16, guidance: float = 1.0,
     temperature: float = 1.0, small: bool = True, sampling: Sampling | None = None,
     shares: str | None = None, base: Path | None = None, speech_share: float = 1.0,
+    moved: tuple[Path, Path] | None = None,
 ) -> Models:
     """Write `out`; with `small`, as int8 rows (codecs lose 0.04 dB by it). What the shipped model `shares` stores to
-    the bit is not written again. `base`, `speech_share`: see `speech_between`.
+    the bit is not written again. `base`, `speech_share`: see `speech_between`; `moved`, an old and a new base: see
+    `moved_along`.
 
     `sampling` takes the place of `steps`, `guidance` and `temperature`, and says the rest: `sampling_of` a student."""
     played = sampling or Sampling(steps=steps, guidance=guidance, temperature=temperature)
     orchestrator = load_component(Orchestrator, OrchestratorConfig, parts.orchestrator)
     dit = load_component(JointDiT, DiTConfig, parts.dit)
+    if moved is not None:
+        dit = moved_along(dit, *(_dit_of(folder) for folder in moved))
     if base is not None:
-        speech_between(load_component(JointDiT, DiTConfig, stream_models.parts_of(base)["dit"]), dit, speech_share)
+        speech_between(_dit_of(base), dit, speech_share)
     video, audio = ToonVideoCodec.load(parts.video_codec), ToonAudioCodec.load(parts.audio_codec)
     prompt = T5PromptEncoder.load(parts.prompt_encoder)
     models = Models(
