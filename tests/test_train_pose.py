@@ -92,6 +92,10 @@ def test_clips_of_an_older_version_train_without(tmp_path, caplog):
     assert "pose" not in scalars and torch.isfinite(total)
     assert Shard(tmp_path / "clips" / "shard-00000.safetensors")[0].pose is None
     assert not objective(tmp_path / "none", pose=0.0).posed
+    write_shard(tmp_path / "clips" / "shard-00001.safetensors", [clip(4, 9, video=True)])  # a folder that goes on
+    encoder = T5PromptEncoder(CONFIG.prompt, word_tokenizer(["happy", "and", "lively"]))
+    mixed = JointObjective(CONFIG, tmp_path / "clips", encoder, batch=2, terms=VideoTerms(), seed=3)
+    assert not mixed.posed and "pose" not in mixed.loss(0)[1]
 
 
 def test_nothing_of_it_is_left_in_what_is_exported(tmp_path):

@@ -175,12 +175,13 @@ class JointObjective:
         skip.residual.copy_((video - clips.still).std(dim=(0, 2, 3, 4)))
 
     def _add_pose_head(self) -> bool:
-        """Ask hidden states for poses, if the clips have any."""
-        pose = next(iter(self.data.shards.values()))[0].pose
-        if pose is None:
-            log.warning("%s: clips do not know their pose (made by an older version): no pose loss", self.data.folder)
+        """Ask hidden states for poses, if all clips have theirs."""
+        sizes = {s.tensors["pose"].shape[-1] if "pose" in s.tensors else None for s in self.data.shards.values()}
+        size = next(iter(sizes))
+        if len(sizes) > 1 or size is None:
+            log.warning("%s: not all clips know their pose (older versions made some): no pose loss", self.data.folder)
             return False
-        head = PoseHead(self.config.dit.width, pose.shape[-1])
+        head = PoseHead(self.config.dit.width, size)
         head.measure(self.data)
         self.model.add_module("pose", head)
         return True
