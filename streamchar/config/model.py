@@ -75,8 +75,8 @@ class DiTConfig:
     """Factor on temporal positions. Wan's rotation is too slow to tell neighbouring audio tokens, a quarter of a
     latent apart, from each other; 4 turns them as far as neighbours in a sequence of audio alone."""
     ref_beside: bool = False
-    """Every video token also gets the reference's patch at its own place, as Wan's image-to-video models have it in the
-    channels: how far a face has moved is told from the two beside each other, without attention (decisions.md)."""
+    """Every video token also gets the reference's patch at its own place, as Stable Video Diffusion has its picture in
+    the channels: how far a face has moved is told from the two beside each other, without attention (decisions.md)."""
 
     def __post_init__(self) -> None:
         _multiple("DiT width", self.width, self.heads, "attention heads")

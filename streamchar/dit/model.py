@@ -69,8 +69,8 @@ class JointDiT(nn.Module):
         super().__init__()
         self.config = config
         pixels = config.patch[0] * config.patch[1] * config.patch[2]
-        self.patch_embedding = nn.Linear(config.video_channels * pixels, config.width)
         inner = config.video_channels * pixels
+        self.patch_embedding = nn.Linear(inner, config.width)
         self.ref_embedding = nn.Linear(inner, config.width, bias=False) if config.ref_beside else None
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))

@@ -12,7 +12,6 @@ Shape letters: N chunks, K = 9 latent frames, L tokens, D width, P pose values.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import ref
 
@@ -37,8 +36,7 @@ class States(NamedTuple):
     """(N, L, D) of the motion frames, before it; None where there are none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoseError:
+class PoseError(NamedTuple):
     """Mean squared errors in units of each value's spread: 1 is what knowing nothing has."""
 
     foreseen: Tensor
