@@ -21,10 +21,10 @@ BATCH, SIZE = 2, (2, 4)
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["", "ref beside"])
+@pytest.fixture(scope="module", params=[{}, {"ref_beside": True}, {"places": (1, 2)}], ids=["", "ref beside", "places"])
 def dit(request):
     torch.manual_seed(0)
-    model = JointDiT(replace(CONFIG, ref_beside=request.param))
+    model = JointDiT(replace(CONFIG, **request.param))
     with torch.no_grad():
         for parameter in model.parameters():  # nothing zero: every path must show
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -155,10 +155,10 @@ def test_an_absent_segment_gives_and_gets_no_gradient(dit):
 
 
 @torch.no_grad()
-def test_a_reference_beside_every_token_begins_at_nothing():
+def test_a_reference_beside_every_token_and_its_place_begin_at_nothing():
     """A wider model that starts from an older one's weights is that model, until it has learned to compare."""
     torch.manual_seed(0)
-    plain, wider = JointDiT(CONFIG), JointDiT(replace(CONFIG, ref_beside=True))
+    plain, wider = JointDiT(CONFIG), JointDiT(replace(CONFIG, ref_beside=True, places=(1, 2)))
     for name, parameter in plain.named_parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
         wider.get_parameter(name).copy_(parameter)
@@ -174,6 +174,19 @@ def test_a_reference_beside_every_token_begins_at_nothing():
     alone = replace(given, ref=None)
     layout = plain.layout(alone, x_v, x_a)
     equal(wider(x_v, x_a, c_a, sigma, layout, alone), plain(x_v, x_a, c_a, sigma, layout, alone))
+
+
+@torch.no_grad()
+def test_a_learned_place_is_the_same_in_every_frame_and_another_at_every_place():
+    torch.manual_seed(0)
+    dit = JointDiT(replace(CONFIG, places=(1, 2)))
+    assert dit.place_embedding is not None
+    dit.place_embedding.weight.normal_()
+    still = dit._patches(torch.zeros(1, CONFIG.video_channels, 3, *SIZE), None) - dit.patch_embedding.bias
+    torch.testing.assert_close(still[0].unflatten(0, (3, 2)), dit.place_embedding.weight.expand(3, -1, -1))
+    with pytest.raises(InputError, match=r"\(1, 2\) tokens a frame"):
+        wider = Conditions(text=torch.randn(1, 5, 16), ref=torch.randn(1, 8, 1, 4, 4))
+        dit.encode_conditions(Layout(grid=(2, 2)), wider)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from streamchar.errors import InputError
 from streamchar.train import loop
 from streamchar.train.joint import JointObjective, VideoTerms
 from streamchar.train.loop import Schedule, run
-from streamchar.train.pose import PoseHead, States
+from streamchar.train.pose import PoseError, PoseHead, States
 from streamchar.world.pose import poses_by_latent
 from tests.test_train_objectives import CONFIG, clip
 
@@ -49,7 +49,7 @@ def test_poses_are_those_of_a_latents_own_frames():
 def test_the_head_finds_a_pose_that_is_there():
     """States that hold the pose along one direction, the same for all tokens of a latent frame."""
     torch.manual_seed(0)
-    head, pose = PoseHead(16, 2), torch.randn(4, 2, 9, 2)
+    head, pose = PoseHead(16, 4, 2), torch.randn(4, 2, 9, 2)
     way = torch.randn(2, 16)
     hidden = (pose.flatten(0, 1) @ way)[:, :, None].expand(-1, -1, 4, -1).flatten(1, 2) + 0.1 * torch.randn(8, 36, 16)
     wrong = hidden.unflatten(1, (9, 4)).roll(1, 1).flatten(1, 2)
@@ -57,7 +57,7 @@ def test_the_head_finds_a_pose_that_is_there():
     def error(states):
         """Motion frames show one chunk, noisy frames will be another."""
         found = head(States(noisy=states, motion=states.flip(0)), pose.flatten(0, 1), pose.flatten(0, 1).flip(0))
-        return found.total / 2
+        return found.total(torch.ones(8)) / 2
 
     optimiser = torch.optim.Adam(head.parameters(), 3e-2)
     for _ in range(200):
@@ -65,6 +65,28 @@ def test_the_head_finds_a_pose_that_is_there():
         error(hidden).backward()
         optimiser.step()
     assert error(hidden) < 0.25 < 0.8 < error(wrong)
+
+
+def test_every_place_has_its_own_reading():
+    """States that say it with opposite signs left and right, as a turned head does: their mean knows nothing."""
+    torch.manual_seed(0)
+    pose, signs = torch.randn(64, 9, 1), torch.tensor([1.0, -1.0])[:, None]
+    turned, noise = pose[:, :, None] * signs * torch.randn(8), 0.1 * torch.randn(64, 9, 2, 8)
+    hidden = (3 * torch.randn(8) + turned + noise).flatten(1, 2)
+
+    def left(places):
+        """Error after training."""
+        head = PoseHead(8, places, 1)
+        optimiser = torch.optim.Adam(head.parameters(), 3e-2)
+        states = States(noisy=hidden if places == 2 else hidden.unflatten(1, (9, 2)).mean(2), motion=None)
+        for _ in range(200):
+            optimiser.zero_grad()
+            loss = head(states, pose, pose).total(torch.ones(64))
+            loss.backward()
+            optimiser.step()
+        return float(loss.detach())
+
+    assert left(2) < 0.3 < 0.7 < left(1)
 
 
 def test_the_loss_reaches_the_first_half_of_the_blocks_alone(tmp_path):
@@ -75,7 +97,7 @@ def test_the_loss_reaches_the_first_half_of_the_blocks_alone(tmp_path):
     _, scalars = made.loss(0)
     assert scalars["pose"] == pytest.approx(errors[0].foreseen.mean().item())
     parameters = [next(block.ffn.parameters()) for block in made.model.dit.blocks]
-    grads = torch.autograd.grad(errors[0].total, parameters, allow_unused=True)
+    grads = torch.autograd.grad(errors[0].total(torch.ones(1)), parameters, allow_unused=True)
     assert [g is not None for g in grads] == [i <= count // 2 for i in range(count)]
 
 
@@ -139,3 +161,10 @@ def test_drawn_clips_know_their_pose(tmp_path):
     assert record.pose is not None
     assert record.pose.shape == (len(track) // clock.FRAMES_PER_CHUNK, 9, len(POSES))
     assert float(record.pose[1, 3, POSES.index("pitch")]) == pytest.approx(float(track.pitch[42:46].mean()), abs=1e-3)
+
+
+def test_what_is_foreseen_counts_less_at_low_noise():
+    """Two chunks, one nearly clean: its error hardly counts; what the motion frames show counts at any level."""
+    error = PoseError(foreseen=torch.tensor([1.0, 4.0])[:, None, None].expand(2, 9, 3), seen=torch.full((2, 9, 3), 0.5))
+    assert float(error.total(torch.tensor([1.0, 0.1]))) == pytest.approx((1 + 0.04) / 2 + 0.5)
+    assert float(error._replace(seen=None).total(torch.ones(2))) == pytest.approx(2.5)

@@ -77,6 +77,9 @@ class DiTConfig:
     ref_beside: bool = False
     """Every video token also gets the reference's patch at its own place, as Stable Video Diffusion has its picture in
     the channels: how far a face has moved is told from the two beside each other, without attention (decisions.md)."""
+    places: tuple[int, int] | None = None
+    """Rows and columns of a learned embedding of every video token's place in the picture; None: rotary positions tell
+    places from each other, but none by itself. With it a model knows pictures of this one size (decisions.md)."""
 
     def __post_init__(self) -> None:
         _multiple("DiT width", self.width, self.heads, "attention heads")

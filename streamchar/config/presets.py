@@ -27,7 +27,7 @@ def toon() -> ModelConfig:
         ),
         dit=DiTConfig(
             width=256, layers=5, heads=4, ffn=640, video_channels=48, condition_width=256, text_width=128,
-            audio_layers=2, time_scale=4.0, ref_beside=True,
+            audio_layers=2, time_scale=4.0, ref_beside=True, places=(4, 4),
         ),
         video=VideoCodecConfig(
             family="toon", latent_channels=48, spatial_stride=32, widths=(96, 160, 224, 256), blocks=(2, 4, 4, 3)

@@ -49,6 +49,8 @@ def initialise(dit: JointDiT) -> None:
     nn.init.zeros_(dit.audio.from_main.weight)
     if dit.ref_embedding is not None:
         nn.init.zeros_(dit.ref_embedding.weight)
+    if dit.place_embedding is not None:
+        nn.init.zeros_(dit.place_embedding.weight)
 
 
 def _open_gates(block: nn.Module, gate: float) -> None:

@@ -10,6 +10,7 @@ Three ways through one set of blocks: `forward` (training: conditions and noisy 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,6 +73,7 @@ class JointDiT(nn.Module):
         inner = config.video_channels * pixels
         self.patch_embedding = nn.Linear(inner, config.width)
         self.ref_embedding = nn.Linear(inner, config.width, bias=False) if config.ref_beside else None
+        self.place_embedding = None if config.places is None else nn.Embedding(math.prod(config.places), config.width)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config.width, config.video_channels, pixels, config.eps, anchored=True)
@@ -184,6 +186,9 @@ class JointDiT(nn.Module):
         """Tokens of latents, each with what stands at its place in the reference, if there is one: (B, L, D)."""
         dtype = self.patch_embedding.weight.dtype
         tokens = self.patch_embedding(patchify(latents.to(dtype), self.config.patch)).to(dtype)
+        if self.place_embedding is not None:
+            frames = tokens.shape[1] // self.place_embedding.num_embeddings
+            tokens = tokens + self.place_embedding.weight.to(dtype).repeat(frames, 1)
         if self.ref_embedding is None or ref is None:
             return tokens
         beside = self.ref_embedding(patchify(ref.to(dtype), self.config.patch)).to(dtype)
@@ -290,6 +295,10 @@ class JointDiT(nn.Module):
         patch = self.config.patch
         size = (frames * patch[0], layout.grid[0] * patch[1], layout.grid[1] * patch[2])
         expected = (self.config.video_channels, *size)
+        if self.config.places not in (None, layout.grid):
+            raise InputError(
+                f"{name}: expected {self.config.places} tokens a frame, the places that the model knows, got {layout.grid}"
+            )
         if latents is None or tuple(latents.shape[1:]) != expected:
             got = None if latents is None else tuple(latents.shape)
             raise InputError(

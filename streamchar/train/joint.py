@@ -181,7 +181,9 @@ class JointObjective:
         if len(sizes) > 1 or size is None:
             log.warning("%s: not all clips know their pose (older versions made some): no pose loss", self.data.folder)
             return False
-        head = PoseHead(self.config.dit.width, size)
+        _, patch_h, patch_w = self.config.dit.patch
+        height, width = self.config.latent_size
+        head = PoseHead(self.config.dit.width, (height // patch_h) * (width // patch_w), size)
         head.measure(self.data)
         self.model.add_module("pose", head)
         return True
@@ -269,7 +271,7 @@ class JointObjective:
         total = total + self.speech_terms.pointer * cross + self.speech_terms.end * distance
         pose = self.pose_error(windows, scene)
         if pose is not None:
-            total = total + self.terms.pose * pose.total
+            total = total + self.terms.pose * pose.total(batch.sigma.flatten())
             scalars |= pose.scalars()
         return total, {"video": float(flow_v.detach()), "audio": float(flow_a.detach()), **scalars}
 

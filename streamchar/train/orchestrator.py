@@ -113,7 +113,7 @@ def pointer_terms(plan: Plan, windows: Windows, batch: SpeechBatch) -> tuple[Ten
     return cross, distance, {"pointer": float(cross.detach()), "within_1": float(near), "end_error": float(miss)}
 
 
-ADDED = ("ref_embedding.weight",)
+ADDED = ("ref_embedding.weight", "place_embedding.weight")
 """Of the DiT: begins at zero where the weights that a run starts from are of an older kind."""
 
 

@@ -2,11 +2,11 @@
 
 How a head turns is a small part of a latent's variance, so the flow loss hardly asks for it, and a network of few
 steps learns to draw a face before it learns to move one. The world knows every pose exactly. Linear readings of
-hidden states must give it, in units of each value's own spread: of the motion frames before the middle block what
-they show, of the noisy frames after it what is to come. Nothing of this is left in the trained model. Aligning
-hidden states with a known representation is what REPA does with an image encoder's features.
+hidden states, place by place, must give it, in units of each value's own spread: of the motion frames before the middle
+block what they show, of the noisy frames after it what is to come. Nothing of this is left in the trained model.
+Aligning hidden states with a known representation is what REPA does with an image encoder's features.
 
-Shape letters: N chunks, K = 9 latent frames, L tokens, D width, P pose values.
+Shape letters: N chunks, K = 9 latent frames, L tokens, S of a frame, D width, P pose values.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ class PoseError(NamedTuple):
     seen: Tensor | None
     """(N, K, P) of the motion frames."""
 
-    @property
-    def total(self) -> Tensor:
-        return self.foreseen.mean() if self.seen is None else self.foreseen.mean() + self.seen.mean()
+    def total(self, sigma_N: Tensor) -> Tensor:
+        """The loss: what is foreseen counts by the square of its noise level, for at low ones the pose is in the noisy
+        latents themselves, and the network has finer things to see to."""
+        foreseen = (self.foreseen.mean((1, 2)) * sigma_N.square()).mean()
+        return foreseen if self.seen is None else foreseen + self.seen.mean()
 
     def scalars(self) -> dict[str, float]:
         """To log."""
@@ -55,14 +57,16 @@ class PoseError(NamedTuple):
 
 
 class PoseHead(nn.Module):
-    """Hidden states -> poses, one for each latent frame."""
+    """Hidden states -> poses, one for each latent frame: the mean of what its places say, each with its own reading (a
+    turned head is another thing left and right of the nose)."""
 
     deviation: Tensor
     mean: Tensor
 
-    def __init__(self, width: int, poses: int) -> None:
+    def __init__(self, width: int, places: int, poses: int) -> None:
         super().__init__()
-        self.foresee, self.see = nn.Linear(width, poses), nn.Linear(width, poses)
+        self.places = places
+        self.foresee, self.see = nn.Linear(places * width, poses), nn.Linear(places * width, poses)
         self.register_buffer("mean", torch.zeros(poses))
         self.register_buffer("deviation", torch.ones(poses))
 
@@ -80,9 +84,9 @@ class PoseHead(nn.Module):
         return PoseError(foreseen=self._error(self.foresee, states.noisy, pose_NKP), seen=seen)
 
     def _error(self, read: nn.Linear, hidden_NLD: Tensor, pose_NKP: Tensor) -> Tensor:
-        frames_NKD = hidden_NLD.float().unflatten(1, (pose_NKP.shape[1], -1)).mean(2)
-        normed_NKD = F.layer_norm(frames_NKD, frames_NKD.shape[-1:])
-        return (read(normed_NKD) - (pose_NKP - self.mean) / self.deviation).square()
+        normed_NLD = F.layer_norm(hidden_NLD.float(), hidden_NLD.shape[-1:])
+        frames_NKF = normed_NLD.unflatten(1, (-1, self.places)).flatten(2) / self.places
+        return (read(frames_NKF) - (pose_NKP - self.mean) / self.deviation).square()
 
 
 class Tap:
