@@ -52,7 +52,7 @@ def shards(folder, counts=((4, 3), (12,)), **options):
 
 @pytest.mark.parametrize("video", [False, True])
 def test_a_shard_gives_back_its_clips(tmp_path, video):
-    clips = [clip(n, n, video=video, reference=n) for n in (3, 7, 1)]
+    clips = [replace(clip(n, n, video=video, reference=n), short=n == 7) for n in (3, 7, 1)]
     write_shard(tmp_path / "shard-00000.safetensors", clips)
     shard = Shard(tmp_path / "shard-00000.safetensors")
     assert len(shard) == 3 and shard.has_video == video
@@ -100,6 +100,8 @@ def test_a_folder_without_shards_is_refused(tmp_path):
 def test_hours_must_be_positive(tmp_path):
     with pytest.raises(ConfigError, match="hours must be above 0, got 0"):
         Recipe(folder=tmp_path, hours=0, audio_codec=tmp_path)
+    with pytest.raises(ConfigError, match="clips with pictures: expected a video codec, got none"):
+        Recipe(folder=tmp_path, hours=1, audio_codec=tmp_path, short=True)
     assert Recipe(folder=tmp_path, hours=0.01, audio_codec=tmp_path).shards == 1
     assert Recipe(folder=tmp_path, hours=2, audio_codec=tmp_path).shards == 12
 
@@ -133,7 +135,7 @@ def test_shards_of_two_recipes_do_not_mix(tmp_path, made):
         ({"seed": 4}, "seed = 3, this call has 4"),
         ({"held_out": True}, "held_out = False, this call has True"),
         ({"audio_codec": tmp_path / "other"}, "audio_codec = "),
-        ({"video_codec": tmp_path / "video"}, "speech_only = True, this call has False"),
+        ({"video_codec": tmp_path / "video", "short": True}, "speech_only = True, this call has False"),
     ):
         with pytest.raises(InputError, match=f"data holds data with {reason}.*or another folder"):
             prepare(replace(made, **change))

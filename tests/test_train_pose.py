@@ -156,8 +156,11 @@ def test_drawn_clips_know_their_pose(tmp_path):
     from streamchar.world.pose import POSES
 
     small = tiny()
-    record = clip_record(ToonAudioCodec(small.audio), ToonVideoCodec(small.video), 5, held_out=False, size=64)
-    track = make_clip(5).track
+    codecs = ToonAudioCodec(small.audio), ToonVideoCodec(small.video)
+    record = clip_record(*codecs, 5, held_out=False, size=64, short=True)
+    world = make_clip(5, short=record.short)
+    track = world.track
+    assert record.text == world.speech.text and len(track) < len(make_clip(5).track)
     assert record.pose is not None
     assert record.pose.shape == (len(track) // clock.FRAMES_PER_CHUNK, 9, len(POSES))
     assert float(record.pose[1, 3, POSES.index("pitch")]) == pytest.approx(float(track.pitch[42:46].mean()), abs=1e-3)

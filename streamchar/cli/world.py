@@ -32,6 +32,9 @@ def world(
     audio_codec: Annotated[Path | None, typer.Option(metavar="DIR", help="Codec of the shards; else toon's.")] = None,
     video_codec: Annotated[Path | None, typer.Option(metavar="DIR", help="Codec of the shards; else toon's.")] = None,
     speech_only: Annotated[bool, typer.Option("--speech-only", help="Shards without pictures, for stage 1.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="Shards of clips of one or two sentences: more characters an hour.")
+    ] = False,
     held_out: Annotated[bool, typer.Option("--held-out", help="Shards of held-out characters and sentences.")] = False,
 ) -> None:
     """Draw the cartoon world: a clip (--text), a sheet (--sheet) or training data (the others)."""
@@ -62,6 +65,7 @@ def world(
                 workers=workers,
                 shard_seconds=SHARD_SECONDS if shard_seconds is None else shard_seconds,
                 size=size,
+                short=short,
             )
         )
     elif speech_raw is not None:

@@ -56,10 +56,14 @@ class Recipe:
     """Playing time of one shard: short ones where little time is left to finish any."""
     size: int = 256
     """Height and width of the pictures in pixels."""
+    short: bool = False
+    """Clips of one or two sentences: more characters an hour."""
 
     def __post_init__(self) -> None:
         if not self.hours > 0:
             raise ConfigError(f"hours must be above 0, got {self.hours}")
+        if self.short and self.video_codec is None:
+            raise ConfigError("short is for clips with pictures: expected a video codec, got none (leave out --speech-only)")
         if not 0 < self.shard_seconds <= MAX_SHARD_SECONDS:
             raise ConfigError(f"shard_seconds must be above 0 and at most {MAX_SHARD_SECONDS:.0f}, got {self.shard_seconds}")
 
@@ -80,7 +84,8 @@ def origin(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
     if recipe.video_codec is None:
         return {**found, "random_voices": RANDOM_VOICES}
-    return {**found, "video_codec": fingerprint(ToonVideoCodec.load(recipe.video_codec)), "size": recipe.size}
+    found |= {"video_codec": fingerprint(ToonVideoCodec.load(recipe.video_codec)), "size": recipe.size}
+    return {**found, "short": recipe.short or None}  # recipes of before know of none
 
 
 def told(path: Path) -> dict[str, Any]:
@@ -139,14 +144,16 @@ def speech_record(codec: AudioCodec, seed: int, *, held_out: bool) -> ClipRecord
 
 
 @torch.no_grad()
-def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bool, size: int = 256) -> ClipRecord:
+def clip_record(
+    audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bool, size: int = 256, short: bool = False
+) -> ClipRecord:
     """A clip of speech and picture by a character of the split."""
     from streamchar.world.clips import make_clip
     from streamchar.world.pose import poses, poses_by_latent
     from streamchar.world.render import draw_frame
     from streamchar.world.voice import VOICES
 
-    clip = make_clip(seed, held_out=held_out)
+    clip = make_clip(seed, held_out=held_out, short=short)
     rng = random.Random(f"reference-{seed}-{held_out}")
     ids, starts = tokens_of(clip.speech)
     latents = []
@@ -161,7 +168,7 @@ def clip_record(audio: AudioCodec, video: VideoCodec, seed: int, *, held_out: bo
         token_start=starts, text=clip.speech.text, voice=voice.name, seed=seed, prompt=clip.prompt,
         direction=(clip.direction.mood, clip.direction.gesture, clip.direction.energy),
         pose=poses_by_latent(poses(clip.track)), video=torch.stack(latents).to(torch.float16),
-        still=video.encode(still.reshape(1, 3, 1, *still.shape[-2:]))[0],
+        still=video.encode(still.reshape(1, 3, 1, *still.shape[-2:]))[0], short=short,
     )
 
 
@@ -180,7 +187,7 @@ def prepare_shard(recipe: Recipe, index: int) -> Path:
     while seconds < recipe.shard_seconds:
         record = (
             speech_record(audio, seed, held_out=recipe.held_out) if video is None
-            else clip_record(audio, video, seed, held_out=recipe.held_out, size=recipe.size)
+            else clip_record(audio, video, seed, held_out=recipe.held_out, size=recipe.size, short=recipe.short)
         )
         clips.append(record)
         seconds += record.audio.shape[0] / float(clock.AUDIO_LATENT_RATE)

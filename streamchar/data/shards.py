@@ -44,6 +44,8 @@ class ClipRecord:
     """(Cv, 1, h, w) latent of the reference frame."""
     pose: Tensor | None = None
     """(T/33, 9, P) how the character is posed at each video latent (`world/pose.py`); None where it is not known."""
+    short: bool = False
+    """Of one or two sentences: to draw it again, its seed is not enough (`world.clips.make_clip`)."""
 
 
 _FLAT = ("audio", "reference", "tokens", "token_start", "video", "still", "pose")
@@ -62,9 +64,8 @@ def write_shard(path: Path, clips: list[ClipRecord]) -> None:
         half = values[0].is_floating_point() and name != "token_start"
         tensors[name] = torch.cat(values).to(torch.float16) if half else torch.cat(values)
         tensors[f"{name}_offset"] = torch.tensor(np.cumsum([0, *(v.shape[0] for v in values)]))
-    meta = [
-        {"text": c.text, "voice": c.voice, "seed": c.seed, "prompt": c.prompt, "direction": c.direction} for c in clips
-    ]
+    told = ("text", "voice", "seed", "prompt", "direction")
+    meta = [{**{name: getattr(c, name) for name in told}, **({"short": True} if c.short else {})} for c in clips]
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata={"clips": json.dumps(meta)})
     part.replace(path)
@@ -105,7 +106,7 @@ class Shard:
             audio=self._piece("audio", index), reference=self._piece("reference", index),
             tokens=self._piece("tokens", index), token_start=self._piece("token_start", index),
             text=meta["text"], voice=meta["voice"], seed=meta["seed"], prompt=meta["prompt"],
-            direction=tuple(meta["direction"]),
+            direction=tuple(meta["direction"]), short=meta.get("short", False),
             video=self._piece("video", index) if self.has_video else None,
             still=self.tensors["still"][index] if "still" in self.tensors else None,
             pose=self._piece("pose", index) if "pose" in self.tensors else None,

@@ -297,7 +297,7 @@ class JointDiT(nn.Module):
         expected = (self.config.video_channels, *size)
         if self.config.places not in (None, layout.grid):
             raise InputError(
-                f"{name}: expected {self.config.places} tokens a frame, the places that the model knows, got {layout.grid}"
+                f"{name}: expected {self.config.places} tokens a frame, whose places the model knows, got {layout.grid}"
             )
         if latents is None or tuple(latents.shape[1:]) != expected:
             got = None if latents is None else tuple(latents.shape)

@@ -86,7 +86,7 @@ def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str
     """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
     fractions of the picture, the latents of the "still" and the three kinds of the chunk's."""
     assert clip.video is not None and clip.still is not None
-    world = make_clip(clip.seed)
+    world = make_clip(clip.seed, short=clip.short)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
     track, who = world.track, world.character
     boxes = torch.cat([mouth_box(who, track, size)[:, None], eye_boxes(who, track, size)], dim=1) / size

@@ -107,15 +107,16 @@ def make_clip(
     who: Character | None = None,
     direction: Direction | None = None,
     held_out: bool = False,
+    short: bool = False,
     limit: int = MAX_CHUNKS,
 ) -> Clip:
-    """The clip of this seed: two to five sentences of the split, or `text` (of any length), by a
+    """The clip of this seed: two to five sentences of the split (`short`: one or two), or `text` (of any length), by a
     character of the split."""
     rng = random.Random(f"clip-{seed}-{held_out}")
     who = who or pick_character(seed, held_out=held_out)
     direction = direction or sample_direction(rng.randrange(2**31))
     if text is None:
-        texts = sentences(seed, rng.randint(2, 5), held_out=held_out, template_rate=0.2)
+        texts = sentences(seed, rng.randint(*((1, 2) if short else (2, 5))), held_out=held_out, template_rate=0.2)
     else:
         texts = phonemes.split_sentences(phonemes.speakable(text))
         texts = [t for t in texts if phonemes.utterance(t).words]
