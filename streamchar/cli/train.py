@@ -88,6 +88,9 @@ def train(
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder", help="Codecs: the decoder alone; stored latents stay valid.")
     ] = False,
+    critic: Annotated[
+        bool, typer.Option("--critic", help="reference: sharpen the whole decoder, with a critic, after the mixer.")
+    ] = False,
     freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
     teacher: Annotated[
         Path | None, typer.Option(metavar="toon-base|DIR", help="distill, rollout, ablate: what is distilled.")

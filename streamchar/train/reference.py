@@ -195,6 +195,9 @@ class Examples:
 class ReferenceTrainer(Trainer):
     """The mixer alone."""
 
+    deep = False
+    """Whether the decoder in front of the mixer learns too."""
+
     @property
     def mixer(self) -> ReferenceMixer:
         assert self.codec.decoder.reference is not None
@@ -211,22 +214,26 @@ class ReferenceTrainer(Trainer):
         total = 0.0
         for cut in batch:
             mixed, moved, own = self.mixture(cut, generator)
-            frames = wanted = cut.frames_BCTHW.to(self.device)
-            if cut.acting_BTHW is not None:
-                mask = cut.acting_BTHW[:, None].to(self.device)
-                wanted = frames + mask * (own.float() - frames)
-            loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
-            loss = (loss + MOVED * distance(moved - frames)) / len(batch)
+            loss = self.distance(cut, mixed, moved, own) / len(batch)
             loss.backward()
             total += loss.item()
         return total
+
+    def distance(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
+        """From the picture, but where a face acts from `own`."""
+        frames = wanted = cut.frames_BCTHW.to(self.device)
+        if cut.acting_BTHW is not None:
+            mask = cut.acting_BTHW[:, None].to(self.device)
+            wanted = frames + mask * (own.float() - frames)
+        loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
+        return loss + MOVED * distance(moved - frames)
 
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
         """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
         with torch.autocast(self.device.type, torch.bfloat16):
-            with torch.no_grad():
+            with torch.set_grad_enabled(self.deep):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
                 seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
@@ -263,10 +270,13 @@ def distance(error_BCTHW: Tensor) -> Tensor:
 
 def train_reference(
     data: Path, out: Path, minutes: float, *, config: VideoCodecConfig, resume: bool = False, clips: int = 800,
-    start: Path | None = None, batch: int = 2, rate: float = 2e-3, seed: int = 0, device: str = "cpu",
+    start: Path | None = None, batch: int = 2, rate: float | None = None, seed: int = 0, device: str = "cpu",
+    critic: bool = False,
 ) -> ToonVideoCodec:
     """Draw `clips` examples with the model in `start` (else the shipped one), unless they are there, then train for
-    `minutes`; writes the codec, with its mixer, to `out`."""
+    `minutes`; writes the codec, with its mixer, to `out`. With a `critic` the decoder too (`train/sharpen.py`)."""
+    from streamchar.train.sharpen import SharpTrainer
+
     if config.family != "toon":
         raise InputError(f"the reference is an option of toon's codec, got a {config.family!r} one; give --preset toon")
     models = load("toon" if start is None else start, device=device)
@@ -274,8 +284,9 @@ def train_reference(
         raise InputError(f"expected a model with toon's video codec, got {type(models.video_codec).__name__}")
     draw_examples(models, data, out / "examples", clips, seed=seed)
     torch.manual_seed(seed)
+    rate = rate or (2e-4 if critic else 2e-3)
     settings = VideoCodecTraining(minutes=minutes, decoder_only=True, rate=rate, noise=0.05, ema=0.99, seed=seed)
-    trainer = ReferenceTrainer(with_mixer(models.video_codec).to(device), settings)
+    trainer = (SharpTrainer if critic else ReferenceTrainer)(with_mixer(models.video_codec).to(device), settings)
     if resume:
         trainer.load(out / "training")
     examples, generator = Examples(out / "examples"), torch.Generator().manual_seed(seed + trainer.step)

@@ -139,6 +139,10 @@ class Trainer:
     def device(self) -> torch.device:
         return self.codec.mean_C.device
 
+    def modules(self) -> dict[str, nn.Module]:
+        """What a stored state holds."""
+        return {"model": self.codec, "average": self.average}
+
     def rate(self) -> float:
         """Warm-up by steps, then a cosine over the run's wall time down to 2 %."""
         progress = min(1.0, self.elapsed / (60 * self.settings.minutes))
@@ -213,7 +217,7 @@ class Trainer:
         """Training state, next to the weights that `average.save` writes; it replaces the one before when it is
         whole."""
         state: dict[str, Tensor] = {}
-        for prefix, module in (("model", self.codec), ("average", self.average)):
+        for prefix, module in self.modules().items():
             state |= {f"{prefix}.{name}": value.clone() for name, value in module.state_dict().items()}
         for name, parameter in self.parameters.items():
             for optimiser in self.optimisers:
@@ -238,7 +242,7 @@ class Trainer:
                 f"cannot resume from {folder}, its training state is missing or damaged ({error}); train without "
                 "--resume into another --out, from weights that are left with --start"
             ) from None
-        for prefix, module in (("model", self.codec), ("average", self.average)):
+        for prefix, module in self.modules().items():
             try:
                 module.load_state_dict({name: state[f"{prefix}.{name}"] for name in module.state_dict()})
             except (KeyError, RuntimeError) as error:
