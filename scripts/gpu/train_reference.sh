@@ -2,7 +2,7 @@
 # What toon's video decoder takes from the still, learned on a student's own latents, for as long as one call lasts.
 # MODEL: the student's folder; it comes back as $OUT/reference, for `scripts/assemble.py --video-codec`. A schedule
 # belongs to one call; a later call on the same machine keeps the examples (one process draws two a second: give it
-# more CLIPS) and begins from the codec of the first.
+# more CLIPS) and begins from the codec of the first. CRITIC=1: then the whole decoder, sharpened.
 . "$(dirname "$0")/setup.sh"
 
 MODEL=${MODEL:-$ASSETS}
@@ -26,6 +26,7 @@ mkdir -p "$run"
 say "training for $(minutes_left) minutes, with examples drawn first"
 streamchar train reference --preset "$PRESET" --data data/clips --start "$MODEL" --out "$run" --device "$DEVICE" \
     --minutes "$(calculate "$(minutes_left) * ${SHARE:-0.6}")" --batch "${BATCH:-16}" --clips "${CLIPS:-192}" \
+    ${CRITIC:+--critic} \
     2>&1 | tee -a "$run/log.txt"
 mkdir -p "$OUT/reference"
 cp "$run/config.json" "$run/model.safetensors" "$OUT/reference/"
