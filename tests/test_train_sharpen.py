@@ -71,15 +71,16 @@ def test_of_two_possible_pictures_one_is_drawn_instead_of_their_mean(monkeypatch
 
 def test_its_run_goes_on_with_its_critic(tmp_path: Path) -> None:
     models = tiny_models()
+    assert isinstance(models.video_codec, ToonVideoCodec)
     stream_models.save(models, tmp_path / "model")
     (tmp_path / "data").mkdir()
     clip = clip_record(models.audio_codec, models.video_codec, 3, held_out=False, size=models.config.height)
     write_shard(tmp_path / "data" / "shard-00000.safetensors", [clip])
 
-    def train(minutes: float, **options: bool) -> ToonVideoCodec:
+    def train(minutes: float, *, resume: bool = False) -> ToonVideoCodec:
         return train_reference(
             tmp_path / "data", tmp_path / "run", minutes, config=tiny().video, start=tmp_path / "model", clips=2,
-            critic=True, **options,
+            critic=True, resume=resume,
         )  # fmt: skip
 
     made = train(0.03)
