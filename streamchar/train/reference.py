@@ -214,13 +214,13 @@ class ReferenceTrainer(Trainer):
         total = 0.0
         for cut in batch:
             mixed, moved, own = self.mixture(cut, generator)
-            loss = self.distance(cut, mixed, moved, own) / len(batch)
+            loss = self.off(cut, mixed, moved, own) / len(batch)
             loss.backward()
             total += loss.item()
         return total
 
-    def distance(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
-        """From the picture, but where a face acts from `own`."""
+    def off(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
+        """The loss: how far from the picture, or from `own` where a face acts."""
         frames = wanted = cut.frames_BCTHW.to(self.device)
         if cut.acting_BTHW is not None:
             mask = cut.acting_BTHW[:, None].to(self.device)

@@ -81,7 +81,7 @@ class SharpTrainer(ReferenceTrainer):
                     own = self.before.synthesise(self.before.raw(cut.latents_BCKHW.to(self.device)))
             # gradients at the pictures, so that the two losses can be weighed there without a pass each
             given = mixed.detach().requires_grad_(), moved.detach().requires_grad_()
-            loss = self.distance(cut, *given, own.detach()) / len(batch)
+            loss = self.off(cut, *given, own.detach()) / len(batch)
             grads = torch.autograd.grad(loss, given)
             wrong = self._critic_step(cut, given[0], grads[0], generator)
             torch.autograd.backward((mixed, moved), (grads[0] + wrong, grads[1]))
