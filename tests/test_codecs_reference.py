@@ -130,7 +130,7 @@ def test_an_example_is_the_clip_drawn_again_and_the_students_view_of_it(folders:
     found = example(models, clip, 1, seed=5)
     frames = found["frames"].float().div(127.5).sub(1).transpose(0, 1)[None]
     torch.testing.assert_close(models.video_codec.encode(frames)[0], found["truth"].float(), atol=0.1, rtol=0.05)
-    assert found["boxes"].shape == (33, 3, 4) and found["still"].shape == (8, 1, 4, 4)
+    assert found["boxes"].shape == (33, 5, 4) and found["still"].shape == (8, 1, 4, 4)
     again = example(models, clip, 1, seed=5)
     for name, value in found.items():
         assert torch.equal(value, again[name]), name

@@ -196,10 +196,32 @@ def test_loss_gradient_by_clip_is_that_of_the_batch() -> None:
     torch.testing.assert_close(grad, out.grad, atol=1e-7, rtol=1e-3)
 
 
-def test_weights_count_mouth_and_eyes() -> None:
+def test_weights_count_mouth_and_eyes_and_the_greater_where_they_meet() -> None:
     weight = weight_map(np.array([[[0.0, 0.5, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]]]), 8)
     assert weight.shape == (1, 8, 8)
     assert (weight[0, 4:, :4] == 6).all() and (weight[0, :4, 4:] == 4).all() and weight.sum() == 64 + (5 + 3) * 16
+    overlaid = weight_map(np.array([[[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]]]), 8)
+    assert (overlaid == 6).all()
+
+
+def test_crops_about_hands_hold_one(tmp_path: Path) -> None:
+    """A clip without hands, and one whose right hand is seen in its last frames alone."""
+    size, length = 128, clock.FRAMES_PER_CHUNK
+    frames = np.zeros((2, length, 3, size, size), np.uint8)
+    boxes = np.zeros((2, length, 5, 4), np.float32)
+    boxes[1, 30:, 4] = np.array([100, 90, 116, 106]) / size
+    frames[1, 30:, :, 90:106, 100:116] = 255
+    write_shard(tmp_path, 0, frames, boxes)
+    shards = ClipShards(tmp_path)
+    assert shards.with_hands == [(0, 1)]
+    batches = shards.batches(Crop(size=64, batch=8, groups=1, about="hand"), torch.Generator().manual_seed(3))
+    crops, weights = next(batches)
+    assert ((crops == 1).flatten(1).sum(1) >= 3 * 16 * 16).all(), "a whole hand in one frame at least"
+    torch.testing.assert_close(weights, 1 + 3 * (crops[:, 0] == 1).float())
+    none = tmp_path / "none"
+    write_shard(none, 0, frames[:1], boxes[:1, :, :1])
+    crops, _ = next(ClipShards(none).batches(Crop(size=64, batch=2, groups=1, about="hand"), torch.Generator()))
+    assert crops.shape == (2, 3, 5, 64, 64), "from anywhere"
 
 
 def test_training_learns_stores_and_resumes(tmp_path: Path) -> None:
@@ -207,7 +229,7 @@ def test_training_learns_stores_and_resumes(tmp_path: Path) -> None:
     stand_in(data)
     widths, blocks = (16, 16, 16), (1, 1, 1)
     config = VideoCodecConfig(family="toon", latent_channels=8, spatial_stride=16, widths=widths, blocks=blocks)
-    crops = (Crop(size=64, batch=2, groups=1), Crop(size=32, batch=4, groups=0, mouth=True))
+    crops = (Crop(size=64, batch=2, groups=1), Crop(size=32, batch=4, groups=0, about="mouth"))
     short = {"minutes": 5.0, "crops": crops, "warmup_steps": 5, "calibration": 2, "energy_pictures": 1}
     frames = ClipShards(data).clip(0)[0][:5].float().div(127.5).sub(1).transpose(0, 1)[None]
     errors = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from streamchar.errors import DataError, InputError
 from streamchar.types import Phoneme, Speech, Word
 from streamchar.world import prompt, splits
 from streamchar.world.character import VOICES, character
+from streamchar.world.gesture import Arms
 from streamchar.world.motion import neutral, plan
 from streamchar.world.prompt import Direction, parse, phrase, sample_direction
-from streamchar.world.render import draw_frame, eye_boxes, measure_opening, mouth_box, render
+from streamchar.world.render import draw_frame, eye_boxes, hand_boxes, measure_opening, mouth_box, render
 from streamchar.world.shapes import coverage, ellipse, inside_implicit
 from streamchar.world.viseme import mouth_track
 
@@ -246,6 +248,25 @@ def test_boxes_lie_on_the_face():
     assert (mouth[:, 2:] > mouth[:, :2]).all() and mouth.min() > 0 and mouth.max() < 256
     assert (eyes[:, :, 3] < mouth[:, None, 3]).all() and (eyes[:, 0, 0] < eyes[:, 1, 0]).all()
     assert torch.allclose(mouth_box(who, track, size=128) * 2, mouth)
+
+
+def test_hand_boxes_hold_the_hands_and_are_empty_without(speech):
+    """What is drawn otherwise with the arms down, above the shoulders: hands and cuffs."""
+    for seed, gesture in ((4, "waving"), (314, "open hands")):
+        who = character(seed)
+        track = plan(speech, Direction(mood="happy", gesture=gesture, energy="high"), seed, 40, offset=0.2)
+        down = replace(track, arms=Arms.down(len(track)))
+        other = (render(who, track).int() - render(who, down).int()).abs().sum(1) > 60
+        boxes = hand_boxes(who, track).round().int()
+        assert boxes.shape == (40, 2, 4) and (hand_boxes(who, down)[..., 3] == hand_boxes(who, down)[..., 1]).all()
+        seen = 0
+        for frame, both in zip(other, boxes, strict=True):
+            for x0, y0, x1, y1 in both.tolist():
+                if (x1 - x0) * (y1 - y0) > 1500:
+                    seen += 1
+                    assert frame[y0:y1, x0:x1].float().mean() > 0.25, (seed, gesture)
+        assert seen > 10
+        assert torch.allclose(hand_boxes(who, track, size=128) * 2, hand_boxes(who, track))
 
 
 def test_the_opening_is_measured_from_pixels(speech):

@@ -42,10 +42,10 @@ from streamchar.stream.models import Models, load
 from streamchar.stream.session import sampler_of
 from streamchar.stream.state import StreamState
 from streamchar.train.streams import begin, transcript_of
-from streamchar.train.video_clips import weight_map
+from streamchar.train.video_clips import boxes_of, weight_map
 from streamchar.train.video_codec import Trainer, VideoCodecTraining, carry_out, reconstruction_loss
 from streamchar.world.clips import make_clip
-from streamchar.world.render import draw_frame, eye_boxes, mouth_box
+from streamchar.world.render import draw_frame
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +89,11 @@ def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str
     world = make_clip(clip.seed, short=clip.short)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
     track, who = world.track, world.character
-    boxes = torch.cat([mouth_box(who, track, size)[:, None], eye_boxes(who, track, size)], dim=1) / size
     state = begin(models, clip, seed=seed, first=chunk)
     J = clock.AUDIO_LATENTS_PER_CHUNK
     truth = clip.video[None, chunk], clip.audio[None, chunk * J : (chunk + 1) * J]
     found = {
-        "frames": world.frames(*span, size), "boxes": boxes[slice(*span)].float().contiguous(),
+        "frames": world.frames(*span, size), "boxes": boxes_of(who, track, size)[slice(*span)].float().contiguous(),
         "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
     }  # fmt: skip
     for kind, steps in (("near", 1), ("far", 2)):
@@ -246,13 +245,13 @@ class ReferenceTrainer(Trainer):
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W): 1 on the mouth (first box) and on the brows (top of the others, the eyes), with room around them.
+    """(T, H, W): 1 on the mouth (first box) and on the brows (top of the next two, the eyes), with room around them.
 
     What a student's estimate of a mouth lacks is not in the still either, whose mouth and brows are at rest: the mean
     of both speaks less and is in no mood. So there the decoder's own picture is the target."""
     mask_THW = torch.zeros(len(boxes_TB4), size, size)
     for t, boxes in enumerate(boxes_TB4 * size):
-        for i, (left, top, right, bottom) in enumerate(boxes):
+        for i, (left, top, right, bottom) in enumerate(boxes[:3]):
             wide, high = 0.2 * (right - left), bottom - top
             upper, lower = (top - 0.2 * high, top + 0.3 * high) if i else (top - 0.1 * high, bottom + 0.1 * high)
             x0, x1, y0, y1 = (max(0, round(float(v))) for v in (left - wide, right + wide, upper, lower))

@@ -1,7 +1,8 @@
 """Raw clips of the cartoon world on disk, for the video codec: one chunk (33 frames) a clip.
 
 A shard is a pair of npy files: `frames-0000.npy` (N, 33, 3, H, W) uint8 and `boxes-0000.npy` (N, 33, B, 4) float32,
-boxes as left, top, right, bottom in fractions of the picture (mouth first, then the eyes).
+boxes as left, top, right, bottom in fractions of the picture: mouth, left and right eye, left and right hand (empty
+where a hand is not to be seen; older shards have no hands).
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from torch import Tensor
 from streamchar import clock
 from streamchar.errors import DataError
 from streamchar.types import Speech
-from streamchar.world.character import character
-from streamchar.world.motion import plan
+from streamchar.world.character import Character, character
+from streamchar.world.motion import MotionTrack, plan
 from streamchar.world.prompt import sample_direction
-from streamchar.world.render import eye_boxes, mouth_box, render
+from streamchar.world.render import eye_boxes, hand_boxes, mouth_box, render
 from streamchar.world.splits import is_held_out_character
 from streamchar.world.text import sentences
 from streamchar.world.voice import speak
 
 log = logging.getLogger(__name__)
 
-EYE_WEIGHT = 3.0  # added to a pixel's weight inside a box: eyes count four times,
-MOUTH_WEIGHT = 5.0  # the mouth six times
+BOX_WEIGHTS = (5.0, 3.0, 3.0, 3.0, 3.0)
+"""Added to a pixel's weight inside a box: the mouth counts six times, eyes and hands four times."""
+HANDS = slice(3, 5)
 GRID = 32  # pixels of a latent cell: crops of the mouth keep the phase that it has in a whole picture
 
 
@@ -64,12 +66,17 @@ def render_clips(folder: Path, count: int, *, held_out: bool, seed: int = 0, siz
 
 
 def _render_clip(number: int, speech: Speech, rng: random.Random, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Character `number` somewhere in `speech`: frames (33, 3, H, W) and boxes (33, 3, 4)."""
+    """Character `number` somewhere in `speech`: frames (33, 3, H, W) and boxes (33, 5, 4)."""
     who = character(number)
     begin = rng.uniform(-0.3, max(0.0, speech.seconds - 1.2))
     track = plan(speech, sample_direction(number), number, clock.FRAMES_PER_CHUNK, offset=-begin)
-    boxes = torch.cat([mouth_box(who, track, size)[:, None], eye_boxes(who, track, size)], dim=1) / size
-    return render(who, track, size).numpy(), boxes.numpy()
+    return render(who, track, size).numpy(), boxes_of(who, track, size).numpy()
+
+
+def boxes_of(who: Character, track: MotionTrack, size: int) -> Tensor:
+    """(T, 5, 4) in fractions of the picture, in the order of a shard."""
+    mouth = mouth_box(who, track, size)[:, None]
+    return torch.cat([mouth, eye_boxes(who, track, size), hand_boxes(who, track, size)], 1) / size
 
 
 def write_shard(folder: Path, index: int, frames_NTCHW: np.ndarray, boxes_NTB4: np.ndarray) -> None:
@@ -92,11 +99,11 @@ def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
 
 
 def weight_map(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W) weights: 1, and more inside the boxes (mouth first, then the eyes)."""
+    """(T, H, W) weights: 1, and more inside the boxes."""
     weight_THW = torch.ones(len(boxes_TB4), size, size)
     for t, boxes in enumerate(boxes_TB4):
         for i, (left, top, right, bottom) in enumerate(np.clip(np.rint(boxes * size), 0, size).astype(int)):
-            weight_THW[t, top:bottom, left:right] = 1 + (EYE_WEIGHT if i else MOUTH_WEIGHT)
+            weight_THW[t, top:bottom, left:right].clamp_(min=1 + BOX_WEIGHTS[i])
     return weight_THW
 
 
@@ -109,8 +116,8 @@ class Crop:
     batch: int
     groups: int
     """Of four frames after the first."""
-    mouth: bool = False
-    """Holds the mouth, on the latent grid; else it lies anywhere."""
+    about: Literal["mouth", "hand", ""] = ""
+    """Holds a mouth or a hand, on the latent grid, where a clip shows one; else it lies anywhere."""
 
 
 class ClipShards:
@@ -121,6 +128,7 @@ class ClipShards:
         self.frames = [read_array(path, mmap_mode="r") for path in paths]
         self.boxes = [read_array(path.with_name(path.name.replace("frames", "boxes"))) for path in paths]
         self.clips = [(s, i) for s, shard in enumerate(self.frames) for i in range(len(shard))]
+        self.with_hands = [(s, i) for s, i in self.clips if seen(self.boxes[s][i][:, HANDS]).any()]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -147,14 +155,23 @@ class ClipShards:
         def draw(end: int) -> int:
             return int(torch.randint(end, (), generator=generator))
 
-        shard, row = self.clips[draw(len(self.clips))]
+        about_hands = crop.about == "hand" and bool(self.with_hands)
+        clips = self.with_hands if about_hands else self.clips
+        shard, row = clips[draw(len(clips))]
         length, size = 1 + clock.VIDEO_STRIDE * crop.groups, min(crop.size, self.size)
-        start = draw(clock.FRAMES_PER_CHUNK - length + 1)
+        start, box = draw(clock.FRAMES_PER_CHUNK - length + 1), None
+        if about_hands:
+            times, sides = np.nonzero(seen(self.boxes[shard][row][:, HANDS]))
+            pick = draw(len(times))
+            start = min(max(0, int(times[pick]) - draw(length)), clock.FRAMES_PER_CHUNK - length)
+            box = self.boxes[shard][row][times[pick], HANDS][sides[pick]]
         boxes = self.boxes[shard][row][start : start + length]
+        if crop.about == "mouth":
+            box = boxes[0, 0]
         room = self.size - size
         top, left = draw(room + 1), draw(room + 1)
-        if crop.mouth:
-            x0, y0, x1, y1 = (boxes[0, 0] * self.size).tolist()
+        if box is not None:
+            x0, y0, x1, y1 = (box * self.size).tolist()
             left, top = (_around(a, b, size, room, draw) for a, b in ((x0, x1), (y0, y1)))
         window = (slice(start, start + length), slice(None), slice(top, top + size), slice(left, left + size))
         frames = torch.from_numpy(np.array(self.frames[shard][row][window])).float().div_(127.5).sub_(1)
@@ -162,6 +179,11 @@ class ClipShards:
         if draw(2):
             frames, weight = frames.flip(-1), weight.flip(-1)
         return frames.transpose(0, 1), weight
+
+
+def seen(boxes_NB4: np.ndarray) -> np.ndarray:
+    """(N, B): whether a box holds something of the picture."""
+    return (boxes_NB4[..., 2] > boxes_NB4[..., 0]) & (boxes_NB4[..., 3] > boxes_NB4[..., 1])
 
 
 def _around(low: float, high: float, size: int, room: int, draw: Callable[[int], int]) -> int:

@@ -47,13 +47,15 @@ class VideoCodecTraining:
 
     minutes: float
     crops: tuple[Crop, ...] = (
-        Crop(size=96, batch=10, groups=2, mouth=True),
+        Crop(size=96, batch=10, groups=2, about="mouth"),
+        Crop(size=96, batch=10, groups=2, about="hand"),
         Crop(size=128, batch=6, groups=1),
-        Crop(size=96, batch=8, groups=3, mouth=True),
+        Crop(size=96, batch=8, groups=3, about="mouth"),
+        Crop(size=96, batch=8, groups=3, about="hand"),
         Crop(size=256, batch=1, groups=3),
     )
-    """In turn: mouths, which are 3 % of a picture and the hardest part of it, small crops for variety, whole pictures
-    for the border's sake."""
+    """In turn: mouths and hands, which are few of a picture's pixels and move most, small crops for variety, whole
+    pictures for the border's sake."""
     rate: float = 2e-3
     warmup_steps: int = 60
     noise: float = 0.12
@@ -74,7 +76,7 @@ class VideoCodecTraining:
 def reconstruction_loss(error_BCTHW: Tensor, weight_BTHW: Tensor) -> Tensor:
     """Weighted error of pixels, of three coarser scales, of edges and of changes in time.
 
-    `weight_BTHW` has a mean of about 1 and is greater where people look (mouth and eyes).
+    `weight_BTHW` has a mean of about 1 and is greater where people look (mouth, eyes, hands).
     """
     weight = (weight_BTHW / weight_BTHW.mean()).unsqueeze(1)
     charbonnier = (error_BCTHW.square() + 1e-4).sqrt()
@@ -270,13 +272,16 @@ def train_video_codec(
     start: Path | None = None,
     device: str = "cpu",
     freeze_encoder: bool = False,
+    rate: float | None = None,
 ) -> ToonVideoCodec:
     """Train on the shards in `data` for `minutes` and write the codec (moving average) to `out`.
 
     `start` is a codec folder to begin from (fine-tuning); `resume` continues an interrupted run in `out`, with its
-    own weights; `freeze_encoder` trains the decoder alone, unless `settings` say otherwise.
+    own weights; `freeze_encoder` trains the decoder alone, `rate` is the highest one, unless `settings` say otherwise.
     """
-    settings = settings or VideoCodecTraining(minutes=minutes, decoder_only=freeze_encoder)
+    settings = settings or VideoCodecTraining(
+        minutes=minutes, decoder_only=freeze_encoder, rate=rate or VideoCodecTraining.rate
+    )
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     shards = ClipShards(data)
@@ -336,7 +341,7 @@ def sort_by_energy(codec: ToonVideoCodec, shards: ClipShards, pictures: int) -> 
     """Latents in the picture's own metric, strongest channel first (`train/energy.py`)."""
     draw = torch.Generator().manual_seed(2)
     device = codec.mean_C.device
-    near = shards.batches(Crop(size=96, batch=2, groups=2, mouth=True), draw)
+    near = shards.batches(Crop(size=96, batch=2, groups=2, about="mouth"), draw)
     far = shards.batches(Crop(size=96, batch=2, groups=2), draw)
     frames = [next(part)[0].to(device) for _ in range(pictures) for part in (near, far)]
     forward, inverse = energy_axes(pixel_metric(codec, frames, draw), latents_of(codec, frames))

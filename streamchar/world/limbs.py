@@ -19,6 +19,8 @@ from streamchar.world.wardrobe import sleeve
 FOREARM = 70.0
 HAND = 50.0
 """Units from the wrist to the farthest finger tip, with the outline."""
+PALM = 22.0
+"""From the wrist to a hand's middle."""
 
 
 def _wide(value_T: Tensor) -> Tensor:

@@ -291,6 +291,15 @@ def eye_boxes(who: Character, track: MotionTrack, size: int = 256) -> Tensor:
     return torch.stack([_pixel_boxes(who, track, face.eye_reach(head, side), size) for side in (-1, 1)], 1)
 
 
+def hand_boxes(who: Character, track: MotionTrack, size: int = 256) -> Tensor:
+    """Boxes of the left and right hand -> (T, 2, 4) x0, y0, x1, y1 in pixels; empty where a hand is out of the
+    picture."""
+    arms = limbs.fitted(who, track.arms)
+    x, y = (arms.x + limbs.PALM * torch.sin(arms.turn), arms.y - limbs.PALM * torch.cos(arms.turn))
+    half = limbs.HAND - limbs.PALM
+    return (torch.stack([x - half, y - half, x + half, y + half], -1) * (size / UNITS)).clamp(0, size)
+
+
 def measure_opening(frames_T3HW: Tensor, boxes_T4: Tensor) -> Tensor:
     """Estimate of the mouth's opening from pixels -> (T,), about [0, 1], rising with the true opening.
 
