@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
-from streamchar.codecs.reference import REACH, ReferenceMixer, move
+from streamchar.codecs.reference import ReferenceMixer
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
@@ -32,9 +32,8 @@ from streamchar.train.reference import (
     draw_examples,
     example,
     train_reference,
-    with_mixer,
 )
-from streamchar.train.video_codec import VideoCodecTraining
+from streamchar.train.video_codec import VideoCodecTraining, widened
 from tests.streams import tiny_models
 
 
@@ -42,7 +41,7 @@ from tests.streams import tiny_models
 def codec() -> ToonVideoCodec:
     """A tiny codec whose mixer mixes and moves."""
     torch.manual_seed(0)
-    made = with_mixer(ToonVideoCodec(tiny().video).eval())
+    made = widened(ToonVideoCodec(tiny().video).eval(), reference=True)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.abs().max() == 0 or parameter.min() == parameter.max():
@@ -54,24 +53,14 @@ def latents(k: int, batch: int = 1, seed: int = 1) -> Tensor:
     return torch.randn(batch, 8, k, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_flow_moves_the_picture_by_pixels() -> None:
-    picture = torch.rand(1, 3, 8, 16)
-    flow = torch.zeros(1, 2, 4, 8)
-    flow[:, 0] = 3 * 2 / 16 / REACH  # x: three pixels to the right is where each pixel comes from
-    moved = move(picture, flow)
-    torch.testing.assert_close(moved[..., :-3], picture[..., 3:], atol=1e-5, rtol=0)
-    torch.testing.assert_close(moved[..., -3:], picture[..., -1:].expand(-1, -1, -1, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(move(picture, torch.zeros(1, 2, 4, 8)), picture, atol=1e-5, rtol=0)
-
-
 def test_a_new_mixer_is_all_but_the_decoders_own_picture(codec: ToonVideoCodec) -> None:
     plain, z, still = ToonVideoCodec(tiny().video).eval(), latents(3), latents(1, seed=2)
-    wider = with_mixer(plain)
+    wider = widened(plain, reference=True)
     assert torch.equal(wider.decode(z), plain.decode(z))
     with torch.no_grad():
         own, mixed, alone = plain.synthesise(z), wider.synthesise(z, still), plain.synthesise(still)
     torch.testing.assert_close(mixed, own + (1 - 0.9095) * (alone - own), atol=1e-3, rtol=0)
-    assert with_mixer(wider) is wider
+    assert widened(wider, reference=True) is wider
 
 
 def test_without_a_mixer_the_still_is_not_used() -> None:
@@ -148,7 +137,7 @@ def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> No
 
     made = train(0.05)
     assert made.config.reference and (out / "examples" / "examples-00000.safetensors").is_file()
-    step = ReferenceTrainer(with_mixer(made), VideoCodecTraining(minutes=1, decoder_only=True))
+    step = ReferenceTrainer(widened(made, reference=True), VideoCodecTraining(minutes=1, decoder_only=True))
     step.load(out / "training")
     before = step.step
     assert before > 0
@@ -185,7 +174,7 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
 
     unseen = cut(20)
     settings = VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, warmup_steps=1, noise=0.0)
-    trainer = ReferenceTrainer(with_mixer(codec.eval()), settings)
+    trainer = ReferenceTrainer(widened(codec.eval(), reference=True), settings)
     frozen = {name: p.clone() for name, p in trainer.codec.named_parameters() if name not in trainer.parameters}
     before = error(trainer.codec)
     for i in range(150):

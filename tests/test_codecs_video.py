@@ -213,7 +213,7 @@ def test_crops_about_hands_hold_one(tmp_path: Path) -> None:
     frames[1, 30:, :, 90:106, 100:116] = 255
     write_shard(tmp_path, 0, frames, boxes)
     shards = ClipShards(tmp_path)
-    assert shards.with_hands == [(0, 1)]
+    assert shards.showing["hand"] == [(0, 1)]
     batches = shards.batches(Crop(size=64, batch=8, groups=1, about="hand"), torch.Generator().manual_seed(3))
     crops, weights = next(batches)
     assert ((crops == 1).flatten(1).sum(1) >= 3 * 16 * 16).all(), "a whole hand in one frame at least"

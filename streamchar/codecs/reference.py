@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from streamchar import clock
 from streamchar.codecs.layers import Residual
+from streamchar.codecs.motion import move
 from streamchar.errors import ConfigError
 
 COARSE, MIDDLE = 96, 64
@@ -69,21 +70,9 @@ class ReferenceMixer(nn.Module):
             f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
         ).float()  # fmt: skip
         still = repeat(still_BCHW.float(), "b c h w -> (b k) c h w", k=latents * clock.VIDEO_STRIDE)
-        moved = move(still, flow)
+        moved = move(still, 0.5 * REACH * still.shape[-1] * flow)
         own = rearrange(own_NCHW.float(), "n (f c) h w -> (n f) c h w", f=clock.VIDEO_STRIDE)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
         mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], moved, shares[:, 1:2]), still, shares[:, 2:3])
         join = "(n f) c h w -> n (f c) h w"
         return rearrange(mixed, join, f=clock.VIDEO_STRIDE), rearrange(moved, join, f=clock.VIDEO_STRIDE)
-
-
-def move(picture_NCHW: Tensor, flow_N2hw: Tensor) -> Tensor:
-    """Each pixel taken from `flow` (x, y in `REACH` half sides; coarser than the picture) away; borders go on."""
-    height, width = picture_NCHW.shape[-2:]
-    flow = F.interpolate(flow_N2hw, size=(height, width), mode="bilinear", align_corners=False)
-    y = torch.linspace(-1, 1, 2 * height + 1, device=flow.device)[1::2]
-    x = torch.linspace(-1, 1, 2 * width + 1, device=flow.device)[1::2]
-    here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    return F.grid_sample(
-        picture_NCHW, here + REACH * flow.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
-    )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from streamchar import clock
 from streamchar.codecs.component import load_component, save_component
 from streamchar.codecs.layers import PixelNorm, Residual
+from streamchar.codecs.motion import GroupMotion
 from streamchar.codecs.reference import ReferenceMixer
 from streamchar.config.model import VideoCodecConfig
 from streamchar.errors import ConfigError, InputError
@@ -92,8 +93,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder mirrored: linear depth-to-space maps with residual levels between; with a `ReferenceMixer` where
-    the config wants one."""
+    """The encoder mirrored: linear depth-to-space maps with residual levels between; with `GroupMotion` and a
+    `ReferenceMixer` where the config wants them."""
 
     def __init__(self, config: VideoCodecConfig, patch: int) -> None:
         super().__init__()
@@ -108,6 +109,7 @@ class Decoder(nn.Module):
             nn.Conv2d(coarse, fine * 4, 1) for coarse, fine in zip(widths, widths[1:], strict=False)
         )
         self.head = nn.Conv2d(widths[-1], GROUP_CHANNELS * patch * patch, 1)
+        self.motion = GroupMotion(*widths[-2:], patch) if config.motion else None
         self.reference = ReferenceMixer(widths, patch) if config.reference else None
 
     def features(self, latents_BCKHW: Tensor) -> list[Tensor]:
@@ -122,10 +124,15 @@ class Decoder(nn.Module):
 
     def picture(self, features: list[Tensor]) -> Tensor:
         """(N, 4 3, H, W): a group's four frames in the channels."""
-        return rearrange(
+        return self.pictures(features)[0]
+
+    def pictures(self, features: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The same, and what `GroupMotion` moved, if there is one."""
+        direct = rearrange(
             self.head(features[-1]), "n (f c p q) h w -> n (f c) (h p) (w q)",
             f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
         )  # fmt: skip
+        return (direct, None) if self.motion is None else self.motion(direct, *features[-2:])
 
     def forward(
         self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
@@ -193,11 +200,7 @@ class ToonVideoCodec(nn.Module):
         """Raw latents (B, C, 1+k, h, w) -> (B, 3, 1+4k, h s, w s), not clamped. `still_BC1HW`: raw latents of the
         picture that a stream begins with, and that itself; they are used where the codec was made for it."""
         self._check_latents(latents_BCKHW)
-        frames = rearrange(
-            self.decoder(latents_BCKHW, still_BC1HW, picture_BCHW), "(b k) (f c) h w -> b c (k f) h w",
-            k=latents_BCKHW.shape[2], f=clock.VIDEO_STRIDE,
-        )  # fmt: skip
-        return frames[:, :, clock.VIDEO_STRIDE - 1 :]  # of the first group only its last frame exists
+        return in_time(self.decoder(latents_BCKHW, still_BC1HW, picture_BCHW), latents_BCKHW.shape[2])
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
@@ -247,3 +250,9 @@ class ToonVideoCodec(nn.Module):
             )
         if shape[3] % stride or shape[4] % stride:
             raise InputError(f"height and width must be multiples of {stride}, got {shape[3]}x{shape[4]}")
+
+
+def in_time(groups_NCHW: Tensor, latents: int) -> Tensor:
+    """(B k, 4 3, H, W), k = `latents` -> (B, 3, 1 + 4 (k - 1), H, W): of the first group only its last frame exists."""
+    frames = rearrange(groups_NCHW, "(b k) (f c) h w -> b c (k f) h w", k=latents, f=clock.VIDEO_STRIDE)
+    return frames[:, :, clock.VIDEO_STRIDE - 1 :]

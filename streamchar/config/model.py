@@ -101,6 +101,8 @@ class VideoCodecConfig:
     spatial_stride: int
     widths: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
+    motion: bool = False
+    """"toon": the decoder draws what moves within a latent's four frames once (`codecs/motion.py`)."""
     reference: bool = False
     """"toon": the decoder takes from the stream's still what it has in common with it (`codecs/reference.py`)."""
 

@@ -11,7 +11,6 @@ Shape letters as in `codecs/video.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,7 +26,7 @@ from torch import Tensor, nn
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
 from streamchar.codecs.reference import ReferenceMixer
-from streamchar.codecs.video import ToonVideoCodec
+from streamchar.codecs.video import ToonVideoCodec, in_time
 from streamchar.config.model import VideoCodecConfig
 from streamchar.data.origin import NAME, settle
 from streamchar.data.shards import ClipRecord, Shard, shard_paths
@@ -43,7 +40,15 @@ from streamchar.stream.session import sampler_of
 from streamchar.stream.state import StreamState
 from streamchar.train.streams import begin, transcript_of
 from streamchar.train.video_clips import boxes_of, weight_map
-from streamchar.train.video_codec import Trainer, VideoCodecTraining, carry_out, reconstruction_loss
+from streamchar.train.video_codec import (
+    MOVED,
+    Trainer,
+    VideoCodecTraining,
+    carry_out,
+    distance,
+    reconstruction_loss,
+    widened,
+)
 from streamchar.world.clips import make_clip
 from streamchar.world.render import draw_frame
 
@@ -56,9 +61,6 @@ FILE = 16
 PER_CLIP = 2
 GROUPS = 2
 """Of four frames behind the first that one step sees."""
-MOVED = 0.2
-"""Weight of the moved still's own distance from the picture, on four scales: what its flow is learned by where the
-mixture does not use it yet."""
 
 
 class Estimate:
@@ -237,11 +239,7 @@ class ReferenceTrainer(Trainer):
                 own = codec.decoder.picture(features)
                 seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
             found = self.mixer(own, features[-3:], cut.picture_BCHW.to(self.device), seen[-3:])
-        back = "(b k) (f c) h w -> b c (k f) h w"
-        return [
-            rearrange(part, back, k=latents.shape[2], f=clock.VIDEO_STRIDE)[:, :, clock.VIDEO_STRIDE - 1 :]
-            for part in (*found, own)
-        ]
+        return [in_time(part, latents.shape[2]) for part in (*found, own)]
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
@@ -257,14 +255,6 @@ def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
             x0, x1, y0, y1 = (max(0, round(float(v))) for v in (left - wide, right + wide, upper, lower))
             mask_THW[t, y0:y1, x0:x1] = 1
     return mask_THW
-
-
-def distance(error_BCTHW: Tensor) -> Tensor:
-    """Mean absolute error on four scales."""
-    flat, total = error_BCTHW.transpose(1, 2).flatten(0, 1), error_BCTHW.new_zeros(())
-    for _ in range(4):
-        total, flat = total + flat.abs().mean(), F.avg_pool2d(flat, 2)
-    return total
 
 
 def train_reference(
@@ -285,7 +275,8 @@ def train_reference(
     torch.manual_seed(seed)
     rate = rate or (2e-4 if critic else 2e-3)
     settings = VideoCodecTraining(minutes=minutes, decoder_only=True, rate=rate, noise=0.05, ema=0.99, seed=seed)
-    trainer = (SharpTrainer if critic else ReferenceTrainer)(with_mixer(models.video_codec).to(device), settings)
+    codec = widened(models.video_codec, reference=True).to(device)
+    trainer = (SharpTrainer if critic else ReferenceTrainer)(codec, settings)
     if resume:
         trainer.load(out / "training")
     examples, generator = Examples(out / "examples"), torch.Generator().manual_seed(seed + trainer.step)
@@ -297,12 +288,3 @@ def train_reference(
 
     carry_out(trainer, examples.batches(batch, random.Random(seed + trainer.step)), generator, write)
     return trainer.average
-
-
-def with_mixer(codec: ToonVideoCodec) -> ToonVideoCodec:
-    """The same codec with a mixer, a new one if it has none."""
-    if codec.decoder.reference is not None:
-        return codec
-    wider = ToonVideoCodec(dataclasses.replace(codec.config, reference=True))
-    wider.load_state_dict(codec.state_dict(), strict=False)
-    return wider.eval()

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.train.reference import Cut, ReferenceTrainer
-from streamchar.train.video_codec import VideoCodecTraining
+from streamchar.train.video_codec import Trainer, VideoCodecTraining
 
 SIDE = 64
 """Pixels of a crop that the critic looks at."""
@@ -66,7 +66,7 @@ class SharpTrainer(ReferenceTrainer):
         return self.codec.decoder
 
     def ends(self) -> tuple[nn.Conv2d, ...]:
-        return self.codec.decoder.stem, self.codec.decoder.head, *super().ends()
+        return *Trainer.ends(self), *super().ends()
 
     def modules(self) -> dict[str, nn.Module]:
         return {**super().modules(), "critic": self.critic, "before": self.before}

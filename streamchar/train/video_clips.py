@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 BOX_WEIGHTS = (5.0, 3.0, 3.0, 3.0, 3.0)
 """Added to a pixel's weight inside a box: the mouth counts six times, eyes and hands four times."""
-HANDS = slice(3, 5)
+BOXES = {"mouth": slice(0, 1), "eye": slice(1, 3), "hand": slice(3, 5)}
 GRID = 32  # pixels of a latent cell: crops of the mouth keep the phase that it has in a whole picture
 
 
@@ -116,8 +116,8 @@ class Crop:
     batch: int
     groups: int
     """Of four frames after the first."""
-    about: Literal["mouth", "hand", ""] = ""
-    """Holds a mouth or a hand, on the latent grid, where a clip shows one; else it lies anywhere."""
+    about: Literal["mouth", "eye", "hand", ""] = ""
+    """Holds one, on the latent grid, of a clip that shows one; else, or where no clip does, it lies anywhere."""
 
 
 class ClipShards:
@@ -128,7 +128,11 @@ class ClipShards:
         self.frames = [read_array(path, mmap_mode="r") for path in paths]
         self.boxes = [read_array(path.with_name(path.name.replace("frames", "boxes"))) for path in paths]
         self.clips = [(s, i) for s, shard in enumerate(self.frames) for i in range(len(shard))]
-        self.with_hands = [(s, i) for s, i in self.clips if seen(self.boxes[s][i][:, HANDS]).any()]
+        self.showing = {
+            about: [(s, i) for s, i in self.clips if seen(self.boxes[s][i][:, which]).any()]
+            for about, which in BOXES.items()
+        }
+        """The clips that show one."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -155,19 +159,18 @@ class ClipShards:
         def draw(end: int) -> int:
             return int(torch.randint(end, (), generator=generator))
 
-        about_hands = crop.about == "hand" and bool(self.with_hands)
-        clips = self.with_hands if about_hands else self.clips
+        clips = self.showing.get(crop.about) or self.clips
         shard, row = clips[draw(len(clips))]
         length, size = 1 + clock.VIDEO_STRIDE * crop.groups, min(crop.size, self.size)
-        start, box = draw(clock.FRAMES_PER_CHUNK - length + 1), None
-        if about_hands:
-            times, sides = np.nonzero(seen(self.boxes[shard][row][:, HANDS]))
+        last, box = clock.FRAMES_PER_CHUNK - length, None
+        start = draw(last + 1)
+        if clips is not self.clips:
+            shown = self.boxes[shard][row][:, BOXES[crop.about]]
+            times, which = np.nonzero(seen(shown))
             pick = draw(len(times))
-            start = min(max(0, int(times[pick]) - draw(length)), clock.FRAMES_PER_CHUNK - length)
-            box = self.boxes[shard][row][times[pick], HANDS][sides[pick]]
+            start = min(max(0, int(times[pick]) - draw(length)), last)
+            box = shown[times[pick], which[pick]]
         boxes = self.boxes[shard][row][start : start + length]
-        if crop.about == "mouth":
-            box = boxes[0, 0]
         room = self.size - size
         top, left = draw(room + 1), draw(room + 1)
         if box is not None:

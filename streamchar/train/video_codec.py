@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from streamchar.codecs.video import ToonVideoCodec
+from streamchar.codecs.video import ToonVideoCodec, in_time
 from streamchar.config.model import VideoCodecConfig
 from streamchar.config.presets import toon
 from streamchar.errors import DataError, StateError
@@ -38,6 +38,9 @@ from streamchar.train.video_clips import ClipShards, Crop
 
 log = logging.getLogger(__name__)
 
+MOVED = 0.2
+"""Weight of a moved picture's own distance from the frames, on four scales: what its flow is learned by where the
+mixture does not take it yet."""
 ADAM_RATE = 0.4  # of Muon's: what Adam trains (pixels, latents, gains) diverged at 2e-3
 
 
@@ -49,13 +52,15 @@ class VideoCodecTraining:
     crops: tuple[Crop, ...] = (
         Crop(size=96, batch=10, groups=2, about="mouth"),
         Crop(size=96, batch=10, groups=2, about="hand"),
+        Crop(size=96, batch=10, groups=2, about="eye"),
         Crop(size=128, batch=6, groups=1),
         Crop(size=96, batch=8, groups=3, about="mouth"),
         Crop(size=96, batch=8, groups=3, about="hand"),
+        Crop(size=96, batch=8, groups=3, about="eye"),
         Crop(size=256, batch=1, groups=3),
     )
-    """In turn: mouths and hands, which are few of a picture's pixels and move most, small crops for variety, whole
-    pictures for the border's sake."""
+    """In turn: mouths, hands and eyes, which are few of a picture's pixels and move most, small crops for variety,
+    whole pictures for the border's sake."""
     rate: float = 2e-3
     warmup_steps: int = 60
     noise: float = 0.12
@@ -110,6 +115,14 @@ def reconstruction_gradient(
     return total, grad_BCTHW
 
 
+def distance(error_BCTHW: Tensor) -> Tensor:
+    """Mean absolute error on four scales."""
+    flat, total = error_BCTHW.transpose(1, 2).flatten(0, 1), error_BCTHW.new_zeros(())
+    for _ in range(4):
+        total, flat = total + flat.abs().mean(), F.avg_pool2d(flat, 2)
+    return total
+
+
 class Trainer:
     """One run: model, its moving average, optimiser and elapsed time."""
 
@@ -134,8 +147,9 @@ class Trainer:
 
     def ends(self) -> tuple[nn.Conv2d, ...]:
         """Layers that are Adam's: pixels or latents, and so no hidden layer, on one side."""
-        codec = self.codec
-        return codec.encoder.stem, codec.encoder.head, codec.decoder.stem, codec.decoder.head
+        encoder, decoder = self.codec.encoder, self.codec.decoder
+        moving = () if decoder.motion is None else (decoder.motion.key, decoder.motion.flow, decoder.motion.share)
+        return encoder.stem, encoder.head, decoder.stem, decoder.head, *moving
 
     @property
     def device(self) -> torch.device:
@@ -151,8 +165,8 @@ class Trainer:
         cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
         return self.settings.rate * cosine * min(1.0, (self.step + 1) / self.settings.warmup_steps)
 
-    def reconstruct(self, frames_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Frames in [-1, 1] through the noisy latent."""
+    def reconstruct(self, frames_BCTHW: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Frames in [-1, 1] through the noisy latent; and what the decoder's motion makes of them, if it has one."""
         noise_of = self.settings.noise
         with torch.autocast(frames_BCTHW.device.type, torch.bfloat16):
             if self.settings.decoder_only:
@@ -166,14 +180,21 @@ class Trainer:
             eps = torch.randn(raw.shape, generator=generator).to(raw.device)
             # a tenth of the clips stays clean, so that the decoder is at its best on exact latents too
             keep = (torch.rand(raw.shape[0], 1, 1, 1, 1, generator=generator) > 0.1).float().to(raw.device)
-            return self.codec.synthesise(raw + sigma * keep * eps)
+            decoder = self.codec.decoder
+            found = decoder.pictures(decoder.features(raw + sigma * keep * eps))
+        return [in_time(part, raw.shape[2]) for part in found if part is not None]
 
     def differentiate(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> float:
         """The loss on frames in [-1, 1] and their weights; leaves its gradients."""
         frames_BCTHW, weight_BTHW = (part.to(self.device) for part in batch)
         out = self.reconstruct(frames_BCTHW, generator)
-        loss, grad_BCTHW = reconstruction_gradient(out, frames_BCTHW, weight_BTHW)
-        out.backward(grad_BCTHW)
+        loss, grad_BCTHW = reconstruction_gradient(out[0], frames_BCTHW, weight_BTHW)
+        grads = [grad_BCTHW]
+        for moved in out[1:]:
+            given, weight = moved.detach().float().requires_grad_(True), weight_BTHW / weight_BTHW.mean()
+            off = MOVED * distance((given - frames_BCTHW) * weight[:, None])
+            grads += torch.autograd.grad(off, given)
+        torch.autograd.backward(out, grads)
         return loss
 
     def update(self, batch: Any, generator: torch.Generator) -> float:
@@ -287,12 +308,14 @@ def train_video_codec(
     shards = ClipShards(data)
     if not len(shards):
         raise DataError(f"no clips in {data}; render them first (render_clips)")
+    config = config or toon().video
     if start is not None:
-        codec = ToonVideoCodec.load(start)
+        codec = widened(ToonVideoCodec.load(start), motion=config.motion)
     else:
-        codec = ToonVideoCodec(config or toon().video)
+        codec = ToonVideoCodec(replace(config, motion=False))
         sample, _ = next(shards.batches(Crop(size=shards.size, batch=64, groups=1), generator))
         principal_start(codec, sample)
+        codec = widened(codec, motion=config.motion)
     trainer = Trainer(codec.to(device), settings)
     if resume:
         if start is not None:
@@ -303,6 +326,19 @@ def train_video_codec(
     turns = (next(batches[trainer.step % len(batches)]) for _ in itertools.count())
     carry_out(trainer, turns, generator, lambda final: _write(trainer, shards, out, final=final))
     return trainer.average
+
+
+def widened(codec: ToonVideoCodec, *, motion: bool = False, reference: bool = False) -> ToonVideoCodec:
+    """The same codec with these parts in its decoder, new ones where it has none."""
+    had = codec.config
+    wider = replace(had, motion=had.motion or motion, reference=had.reference or reference)
+    if wider == had:
+        return codec
+    found = ToonVideoCodec(wider)
+    found.load_state_dict(codec.state_dict(), strict=False)
+    if found.decoder.motion is not None and not had.motion:
+        found.decoder.motion.begin(found.decoder.head)
+    return found.eval()
 
 
 def carry_out(

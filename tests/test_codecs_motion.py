@@ -1,0 +1,120 @@
+"""One picture of a group that flows move: the mixture, how it begins, and that it is learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from streamchar import clock
+from streamchar.codecs.motion import REACH, GroupMotion, move
+from streamchar.codecs.video import ToonVideoCodec
+from streamchar.config.presets import tiny, toon
+from streamchar.train.video_clips import ClipShards, Crop, write_shard
+from streamchar.train.video_codec import VideoCodecTraining, train_video_codec, widened
+
+MOVING = replace(tiny().video, motion=True)
+
+
+def latents(k: int, seed: int = 1) -> Tensor:
+    return torch.randn(1, 8, k, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_flow_moves_the_picture_by_pixels() -> None:
+    picture = torch.rand(1, 3, 8, 16)
+    flow = torch.zeros(1, 2, 4, 8)
+    flow[:, 0] = 3  # x: three pixels to the right is where each pixel comes from
+    moved = move(picture, flow)
+    torch.testing.assert_close(moved[..., :-3], picture[..., 3:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved[..., -3:], picture[..., -1:].expand(-1, -1, -1, 3), atol=1e-5, rtol=0)
+    flow = torch.stack([torch.zeros(1, 4, 8), torch.full((1, 4, 8), -2.0)], 1)
+    torch.testing.assert_close(move(picture, flow)[:, :, 2:], picture[:, :, :-2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(move(picture, torch.zeros(1, 2, 4, 8)), picture, atol=1e-5, rtol=0)
+
+
+def test_each_frame_of_a_group_has_a_flow_and_a_share_of_its_own() -> None:
+    motion = GroupMotion(6, 4, 2)
+    middle, fine, direct = torch.ones(2, 6, 4, 4), torch.randn(2, 4, 8, 8), torch.randn(2, 12, 16, 16)
+    with torch.no_grad():
+        motion.flow.bias[4] = 1.0  # the third frame's x
+        motion.share.bias[3 * 4 :] = 20.0  # the fourth frame is all moved
+        motion.share.bias[: 3 * 4] = -20.0
+        mixed, moved = motion(direct, middle, fine)
+    frames = moved.unflatten(1, (clock.VIDEO_STRIDE, 3))
+    torch.testing.assert_close(frames[:, 2, :, :, :-8], frames[:, 0, :, :, int(REACH) :])
+    assert torch.equal(frames[:, 1], frames[:, 0]) and torch.equal(frames[:, 3], frames[:, 0])
+    torch.testing.assert_close(mixed[:, :9], direct[:, :9], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed[:, 9:], moved[:, 9:], atol=1e-5, rtol=0)
+
+
+def test_a_new_motion_is_near_the_picture_without_it() -> None:
+    torch.manual_seed(0)
+    plain, z = ToonVideoCodec(tiny().video).eval(), latents(3)
+    moving = widened(plain, motion=True)
+    with torch.no_grad():
+        direct = plain.decoder.picture(plain.decoder.features(z))
+        mixed, moved = moving.decoder.pictures(moving.decoder.features(z))
+    frames = direct.unflatten(1, (clock.VIDEO_STRIDE, 3))
+    assert moved is not None
+    torch.testing.assert_close(moved.unflatten(1, (4, 3))[:, 0], frames[:, 1:3].mean(1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(mixed, direct + 0.1192 * (moved - direct), atol=1e-4, rtol=0)
+    assert widened(moving, motion=True) is moving and widened(moving) is moving
+
+
+@pytest.mark.parametrize("k", [1, 2, clock.VIDEO_LATENTS_PER_CHUNK])
+def test_pictures_are_causal_and_kept_on_disk(tmp_path: Path, k: int) -> None:
+    torch.manual_seed(0)
+    codec = ToonVideoCodec(MOVING).eval()
+    assert codec.decoder.motion is not None
+    with torch.no_grad():
+        for parameter in codec.decoder.motion.parameters():
+            parameter.normal_(std=0.1)
+    z = latents(k)
+    out = codec.decode(z)
+    assert out.shape == (1, 3, 1 + 4 * (k - 1), 64, 64)
+    other = torch.cat([z, latents(1, seed=2)], 2)
+    torch.testing.assert_close(codec.decode(other)[:, :, : out.shape[2]], out, atol=1e-5, rtol=0)
+    codec.save(tmp_path)
+    assert torch.equal(ToonVideoCodec.load(tmp_path).decode(z), out)
+
+
+def test_training_learns_to_move(tmp_path: Path) -> None:
+    """A square that crosses a picture at three pixels a frame: moved by flows, the group's one picture is nearer to the
+    frames than where it stands."""
+    size, length = 64, clock.FRAMES_PER_CHUNK
+    frames = np.zeros((4, length, 3, size, size), np.uint8)
+    boxes = np.zeros((4, length, 1, 4), np.float32)
+    for i in range(4):
+        for t in range(length):
+            x, y = (3 * t + 13 * i) % (size - 12), 10 + 10 * i
+            frames[i, t, :, y : y + 12, x : x + 12] = 255
+            boxes[i, t, 0] = np.array([x, y, x + 12, y + 12]) / size
+    write_shard(tmp_path / "data", 0, frames, boxes)
+    settings = VideoCodecTraining(
+        minutes=5.0, steps=150, crops=(Crop(size=64, batch=4, groups=2),), warmup_steps=5, calibration=1,
+        energy_pictures=1, noise=0.02,
+    )  # fmt: skip
+    train_video_codec(tmp_path / "data", tmp_path / "out", 5.0, settings=settings, config=MOVING)
+    codec = ToonVideoCodec.load(tmp_path / "out")
+    assert codec.decoder.motion is not None
+    clips = [ClipShards(tmp_path / "data").clip(i)[0].float().div(127.5).sub(1) for i in range(4)]
+    moving = torch.stack(clips).transpose(1, 2)[:, :, 1:].unflatten(2, (-1, clock.VIDEO_STRIDE)).transpose(1, 2)
+    errors = []
+    for still in (False, True):
+        if still:
+            torch.nn.init.zeros_(codec.decoder.motion.flow.weight)
+            torch.nn.init.zeros_(codec.decoder.motion.flow.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            _, moved = codec.decoder.pictures(codec.decoder.features(codec.analyse(torch.stack(clips).transpose(1, 2))))
+        assert moved is not None
+        groups = moved.unflatten(0, (4, -1)).unflatten(2, (clock.VIDEO_STRIDE, 3))[:, 1:]
+        errors.append(float((groups - moving.permute(0, 1, 3, 2, 4, 5)).square().mean()))
+    assert errors[0] < 0.8 * errors[1], errors
+
+
+def test_toons_codec_moves() -> None:
+    assert toon().video.motion and not tiny().video.motion
