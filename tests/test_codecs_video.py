@@ -25,6 +25,7 @@ from streamchar.train.video_codec import (
     reconstruction_gradient,
     reconstruction_loss,
     train_video_codec,
+    widened,
 )
 from streamchar.types import VideoCodec
 
@@ -254,6 +255,23 @@ def test_training_the_decoder_alone_keeps_stored_latents_valid(tmp_path: Path) -
     z, tuned = start.encode(clip(5)), ToonVideoCodec.load(tmp_path / "out")
     torch.testing.assert_close(tuned.encode(clip(5)), z, atol=2e-2, rtol=2e-2)  # stored in 16 bits
     assert not torch.equal(tuned.decode(z), start.decode(z))
+
+
+def test_a_resumed_run_keeps_the_decoders_parts_without_a_start(tmp_path: Path) -> None:
+    stand_in(tmp_path / "data")
+    start = widened(ToonVideoCodec(tiny().video), motion=True, reference=True)
+    principal_start(start, clip(5, batch=4))
+    start.save(tmp_path / "start")
+    crops = (Crop(size=64, batch=1, groups=1),)
+    for steps, first in ((1, tmp_path / "start"), (2, None)):
+        settings = VideoCodecTraining(minutes=1, steps=steps, crops=crops, decoder_only=True)
+        train_video_codec(tmp_path / "data", tmp_path / "out", 1, first is None, settings=settings, start=first)
+    found = ToonVideoCodec.load(tmp_path / "out")
+    assert found.config.motion and found.config.reference
+    assert found.decoder.reference is not None and start.decoder.reference is not None
+    torch.testing.assert_close(
+        found.decoder.reference.inward.weight, start.decoder.reference.inward.weight, atol=1e-3, rtol=1e-3
+    )  # float16
 
 
 def test_a_state_that_was_cut_short_is_refused_and_does_not_replace_a_whole_one(

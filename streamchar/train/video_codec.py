@@ -309,7 +309,9 @@ def train_video_codec(
     if not len(shards):
         raise DataError(f"no clips in {data}; render them first (render_clips)")
     config = config or toon().video
-    if start is not None:
+    if resume and (out / "config.json").is_file():
+        codec = ToonVideoCodec.load(out)  # its parts; the weights are the training state's
+    elif start is not None:
         codec = widened(ToonVideoCodec.load(start), motion=config.motion)
     else:
         codec = ToonVideoCodec(replace(config, motion=False))
