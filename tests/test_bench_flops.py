@@ -18,7 +18,7 @@ from streamchar.dit.cache import Conditions
 from streamchar.dit.layout import Layout
 from streamchar.dit.model import JointDiT
 from streamchar.orchestrator.lm import Orchestrator
-from streamchar.train.reference import with_mixer
+from streamchar.train.video_codec import widened
 
 J = clock.AUDIO_LATENTS_PER_CHUNK
 T = clock.VIDEO_LATENTS_PER_CHUNK
@@ -82,7 +82,7 @@ def test_toon_codecs(preset) -> None:
     video, audio = ToonVideoCodec(config.video).eval(), ToonAudioCodec(config.audio).eval()
     latents = torch.randn(1, config.video.latent_channels, T, 2, 4)
     assert counted(video.decode, latents) == codec_flops.video_decode(video, (2, 4))
-    mixing = with_mixer(video)
+    mixing = widened(video, reference=True)
     assert counted(mixing.decode, latents, latents[:, :, :1]) == codec_flops.video_decode(mixing, (2, 4))
     sound = torch.randn(1, J, config.audio.latent_channels)
     with torch.no_grad():

@@ -15,9 +15,9 @@ from streamchar.data.shards import write_shard
 from streamchar.stream import models as stream_models
 from streamchar.train import sharpen
 from streamchar.train.principal import principal_start
-from streamchar.train.reference import Cut, train_reference, with_mixer
+from streamchar.train.reference import Cut, train_reference
 from streamchar.train.sharpen import SIDE, SharpTrainer, busy_places, crops
-from streamchar.train.video_codec import VideoCodecTraining
+from streamchar.train.video_codec import VideoCodecTraining, widened
 from tests.streams import tiny_models
 
 
@@ -52,12 +52,12 @@ def test_of_two_possible_pictures_one_is_drawn_instead_of_their_mean(monkeypatch
     torch.manual_seed(0)
     bars = torch.ones(64, 64)
     bars[:, 16:32] = bars[:, 48:] = -1
-    base = with_mixer(ToonVideoCodec(tiny().video).eval())
+    base = widened(ToonVideoCodec(tiny().video).eval(), reference=True)
     principal_start(base, torch.randn(4, 3, 9, 64, 64))
     found = {}
     for weight in (0.0, 2.0):
         monkeypatch.setattr(sharpen, "WEIGHT", weight)
-        codec, draw = with_mixer(ToonVideoCodec(tiny().video).eval()), torch.Generator().manual_seed(1)
+        codec, draw = widened(ToonVideoCodec(tiny().video).eval(), reference=True), torch.Generator().manual_seed(1)
         codec.load_state_dict(base.state_dict())
         settings = VideoCodecTraining(minutes=10, decoder_only=True, rate=3e-3, warmup_steps=1, noise=0.0)
         trainer = SharpTrainer(codec, settings)
@@ -84,7 +84,7 @@ def test_its_run_goes_on_with_its_critic(tmp_path: Path) -> None:
         )  # fmt: skip
 
     made = train(0.03)
-    again = SharpTrainer(with_mixer(made), VideoCodecTraining(minutes=1, decoder_only=True))
+    again = SharpTrainer(widened(made, reference=True), VideoCodecTraining(minutes=1, decoder_only=True))
     fresh = {name: value.clone() for name, value in again.critic.state_dict().items()}
     again.load(tmp_path / "run" / "training")
     kept = again.critic.state_dict()

@@ -49,8 +49,8 @@ def audio_decode(codec: Any) -> int | None:
 
 
 def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
-    """Our small VAE: residual levels with depth-to-space maps between; with a mixer, the still's latent and the
-    mixture too."""
+    """Our small VAE: residual levels with depth-to-space maps between, and its motion; with a mixer, the still's latent
+    and the mixture too."""
     area = math.prod(latent_size)
     total, positions = _toon_levels(codec.decoder, clock.VIDEO_LATENTS_PER_CHUNK * area)
     mixer = codec.decoder.reference
@@ -75,6 +75,9 @@ def _toon_levels(decoder: Decoder, positions: int) -> tuple[int, list[int]]:
         positions *= up.out_channels // following.in_channels  # channels become pixels, or frames
         total += _convs(level, positions)
         found.append(positions)
+    if decoder.motion is not None:
+        motion = decoder.motion
+        total += _convs(motion.key, positions) + _convs(motion.share, positions) + _convs(motion.flow, found[-2])
     return total + _convs(decoder.head, positions), found
 
 
