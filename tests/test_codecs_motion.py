@@ -44,7 +44,10 @@ def test_each_frame_of_a_group_has_a_flow_and_a_share_of_its_own() -> None:
         motion.flow.bias[4] = 1.0  # the third frame's x
         motion.share.bias[3 * 4 :] = 20.0  # the fourth frame is all moved
         motion.share.bias[: 3 * 4] = -20.0
-        mixed, moved = motion(direct, middle, fine)
+        alone, nothing = motion(direct, middle, fine)
+    mixed, moved = (part.detach() for part in motion(direct, middle, fine))
+    torch.testing.assert_close(alone, mixed)
+    assert nothing is None, "only training asks for it"
     frames = moved.unflatten(1, (clock.VIDEO_STRIDE, 3))
     torch.testing.assert_close(frames[:, 2, :, :, :-8], frames[:, 0, :, :, int(REACH) :])
     assert torch.equal(frames[:, 1], frames[:, 0]) and torch.equal(frames[:, 3], frames[:, 0])
@@ -58,6 +61,7 @@ def test_a_new_motion_is_near_the_picture_without_it() -> None:
     moving = widened(plain, motion=True)
     with torch.no_grad():
         direct = plain.decoder.picture(plain.decoder.features(z))
+    with torch.enable_grad():
         mixed, moved = moving.decoder.pictures(moving.decoder.features(z))
     frames = direct.unflatten(1, (clock.VIDEO_STRIDE, 3))
     assert moved is not None

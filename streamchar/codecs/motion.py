@@ -10,6 +10,8 @@ Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -44,27 +46,36 @@ class GroupMotion(nn.Module):
         for mine, its in zip(self.key.parameters(), head.parameters(), strict=True):
             mine.copy_(its.unflatten(0, (clock.VIDEO_STRIDE, -1))[1:3].mean(0))
 
-    def forward(self, direct_NCHW: Tensor, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, direct_NCHW: Tensor, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor | None]:
         """`direct_NCHW` (N, 4 3, H, W): four frames in the channels; features of the last two levels. Returns the
-        mixture and the moved picture, both as `direct_NCHW`."""
-        key = F.pixel_shuffle(self.key(fine), self.patch).float()
-        flow = rearrange(self.flow(middle).float(), "n (f two) h w -> (n f) two h w", two=2)
-        moved = move(key.repeat_interleave(clock.VIDEO_STRIDE, 0), REACH * flow)
-        share = F.pixel_shuffle(self.share(fine), self.patch).float().sigmoid().flatten(0, 1)[:, None]
+        mixture and, with gradients, the moved picture, both as `direct_NCHW`."""
+        key = F.pixel_shuffle(self.key(fine), self.patch)
+        share = F.pixel_shuffle(self.share(fine), self.patch)
+        return by_groups(self._mix, direct_NCHW, key, self.flow(middle), share)
+
+    def _mix(self, direct_NCHW: Tensor, key: Tensor, flow: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        flow = rearrange(flow.float(), "n (f two) h w -> (n f) two h w", two=2)
+        moved = move(key.float().repeat_interleave(clock.VIDEO_STRIDE, 0), REACH * flow)
         direct = direct_NCHW.float().unflatten(1, (clock.VIDEO_STRIDE, 3)).flatten(0, 1)
-        join = "(n f) c h w -> n (f c) h w"
-        mixed = torch.lerp(direct, moved, share.expand_as(moved))
-        return rearrange(mixed, join, f=clock.VIDEO_STRIDE), rearrange(moved, join, f=clock.VIDEO_STRIDE)
+        mixed = torch.lerp(direct, moved, share.float().sigmoid().flatten(0, 1)[:, None].expand_as(moved))
+        groups = (-1, clock.VIDEO_STRIDE)
+        return mixed.unflatten(0, groups).flatten(1, 2), moved.unflatten(0, groups).flatten(1, 2)
+
+
+def by_groups(mix: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`mix` of `parts`, (N, ...) each: the mixture, and what was moved. Without gradients nobody asks for the second,
+    and it goes group by group, which takes a few hundred MiB less memory."""
+    if torch.is_grad_enabled():
+        return mix(*parts)
+    return torch.cat([mix(*part)[0] for part in zip(*(part.split(1) for part in parts), strict=True)]), None
 
 
 def move(picture_NCHW: Tensor, flow_N2hw: Tensor) -> Tensor:
     """Each pixel taken from `flow` (x, y in pixels; it may be coarser than the picture) away; borders go on."""
     height, width = picture_NCHW.shape[-2:]
-    flow = F.interpolate(flow_N2hw, size=(height, width), mode="bilinear", align_corners=False)
+    unit = torch.tensor([2 / width, 2 / height], device=flow_N2hw.device)[:, None, None]
+    flow = F.interpolate(flow_N2hw * unit, size=(height, width), mode="bilinear", align_corners=False)
     y = torch.linspace(-1, 1, 2 * height + 1, device=flow.device)[1::2]
     x = torch.linspace(-1, 1, 2 * width + 1, device=flow.device)[1::2]
-    here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    unit = torch.tensor([2 / width, 2 / height], device=flow.device)
-    return F.grid_sample(
-        picture_NCHW, torch.addcmul(here, flow.permute(0, 2, 3, 1), unit), padding_mode="border", align_corners=False
-    )
+    here = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    return F.grid_sample(picture_NCHW, (flow + here).permute(0, 2, 3, 1), padding_mode="border", align_corners=False)

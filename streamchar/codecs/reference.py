@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from streamchar import clock
 from streamchar.codecs.layers import Residual
-from streamchar.codecs.motion import move
+from streamchar.codecs.motion import by_groups, move
 from streamchar.errors import ConfigError
 
 COARSE, MIDDLE = 96, 64
@@ -54,25 +54,29 @@ class ReferenceMixer(nn.Module):
 
     def forward(
         self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, still_features: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
-        `still_BCHW` (B, 3, H, W) and its own features, B of each. Returns the mixture and the moved still, both
-        (N, 4 3, H, W)."""
+        `still_BCHW` (B, 3, H, W) and its own features, B of each. Returns the mixture and, with gradients, the moved
+        still, both (N, 4 3, H, W)."""
         coarse, middle, fine = features
         latents = len(coarse) // len(still_BCHW)
         beside = still_features[0].repeat_interleave(latents, 0)
         x = self.coarse(self.inward(torch.cat([coarse, beside], 1)))
         x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
-        flow = rearrange(self.flow(x).float(), "n (f two) h w -> (n f) two h w", two=2)
+        flow = self.flow(x)
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        still = still_BCHW.float().repeat_interleave(latents, 0)
+        return by_groups(self._mix, own_NCHW, flow, self.share(torch.cat([x, fine], 1)), still)
+
+    def _mix(self, own_NCHW: Tensor, flow: Tensor, share: Tensor, still_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        stride = clock.VIDEO_STRIDE
+        flow = rearrange(flow.float(), "n (f two) h w -> (n f) two h w", two=2)
         logits = rearrange(
-            self.share(torch.cat([x, fine], 1)), "n (f s p q) h w -> (n f) s (h p) (w q)",
-            f=clock.VIDEO_STRIDE, p=self.patch, q=self.patch,
-        ).float()  # fmt: skip
-        still = repeat(still_BCHW.float(), "b c h w -> (b k) c h w", k=latents * clock.VIDEO_STRIDE)
+            share, "n (f s p q) h w -> (n f) s (h p) (w q)", f=stride, p=self.patch, q=self.patch
+        ).float()
+        still = still_NCHW.repeat_interleave(stride, 0)
         moved = move(still, 0.5 * REACH * still.shape[-1] * flow)
-        own = rearrange(own_NCHW.float(), "n (f c) h w -> (n f) c h w", f=clock.VIDEO_STRIDE)
+        own = own_NCHW.float().unflatten(1, (stride, 3)).flatten(0, 1)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
         mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], moved, shares[:, 1:2]), still, shares[:, 2:3])
-        join = "(n f) c h w -> n (f c) h w"
-        return rearrange(mixed, join, f=clock.VIDEO_STRIDE), rearrange(moved, join, f=clock.VIDEO_STRIDE)
+        return mixed.unflatten(0, (-1, stride)).flatten(1, 2), moved.unflatten(0, (-1, stride)).flatten(1, 2)

@@ -238,8 +238,9 @@ class ReferenceTrainer(Trainer):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
                 seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
-            found = self.mixer(own, features[-3:], cut.picture_BCHW.to(self.device), seen[-3:])
-        return [in_time(part, latents.shape[2]) for part in (*found, own)]
+            mixed, moved = self.mixer(own, features[-3:], cut.picture_BCHW.to(self.device), seen[-3:])
+        assert moved is not None, "made with gradients"
+        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own)]
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
