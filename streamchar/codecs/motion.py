@@ -64,7 +64,7 @@ class GroupMotion(nn.Module):
 
 def by_groups(mix: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor | None]:
     """`mix` of `parts`, (N, ...) each: the mixture, and what was moved. Without gradients nobody asks for the second,
-    and it goes group by group, which takes a few hundred MiB less memory."""
+    and it goes group by group, which takes 150 MiB less at a chunk's peak."""
     if torch.is_grad_enabled():
         return mix(*parts)
     return torch.cat([mix(*part)[0] for part in zip(*(part.split(1) for part in parts), strict=True)]), None
