@@ -107,6 +107,7 @@ def train(kind, folders, teacher, out: Path, steps: int, scale: Scale, *, resume
         data={"data": objective.data},
     )
     rank = os.environ.get("RANK", "0")
+    out.mkdir(parents=True, exist_ok=True)  # whole weights are the first process's to write: it may not have begun to
     (out / f"losses-{rank}.json").write_text(json.dumps(losses))
 
 
