@@ -33,6 +33,18 @@ class Word:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Filters:
+    """What a source-filter teacher shaped its pulses and its noise with: exact, where a sound only samples it."""
+
+    harmonic: Tensor
+    """(K, F) natural log of the size of each harmonic, K bins of 20 Hz from 0, frames centred at f / 80 s."""
+    phase: Tensor
+    """(K, F) their phase against the pulses, in radians within [-pi, pi]."""
+    noise: Tensor
+    """(K, F) natural log of the noise's spectral deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speech:
     """An utterance with exact timings: what a teacher voice returns."""
 
@@ -43,6 +55,8 @@ class Speech:
     words: tuple[Word, ...]
     pitch: Tensor
     """(T,) fundamental frequency in Hz at 96 Hz frames (512 samples); 0 where unvoiced."""
+    filters: Filters | None = None
+    """If they were asked for; to the scale of the samples."""
 
     @property
     def seconds(self) -> float:

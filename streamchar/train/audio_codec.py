@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from dataclasses import replace
@@ -24,7 +25,8 @@ from torch.nn import functional as tf
 from streamchar import clock, phonemes
 from streamchar.codecs.audio import HOP, OVERLAP, WINDOW, Spectra, ToonAudioCodec, mel_filters
 from streamchar.config.model import AudioCodecConfig
-from streamchar.errors import DataError
+from streamchar.errors import ConfigError, DataError
+from streamchar.train.vocoder import targets, train_decoder
 from streamchar.world.splits import HELD_OUT_VOICES
 from streamchar.world.text import sentences
 from streamchar.world.voice import VOICES, log_uniform, random_voice, speak
@@ -37,21 +39,23 @@ FRAMES = SEGMENT // HOP
 CHEAT, MATCH = 0.1, 1.0
 """Weights of what the critic says of the sound, and of the distance between what it sees in both."""
 ARRAYS = ("sound", "pitch", "label")
+SPECTRA = ("harmonic", "phase", "noise")
 RESOLUTIONS = ((4096, 1024), (2048, 512), (1024, 256), (512, 128), (256, 64))
 
 
 def prepare_speech(folder: Path, hours: float, seed: int) -> None:
-    """Write one shard of speech: int16 samples, pitch and phoneme ids at 96 Hz, utterance bounds."""
+    """Write one shard of speech: int16 samples; pitch, phoneme ids and the teacher's spectra at 96 Hz; bounds."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"speech-{seed:05d}.npz"
     if target.exists():
         return
     rng = random.Random(f"codec-{seed}")
     sounds, pitches, labels, bounds, total = [], [], [], [0], 0
+    spectra: dict[str, list[np.ndarray]] = {name: [] for name in SPECTRA}
     named = [v for i, v in enumerate(VOICES) if i not in HELD_OUT_VOICES]
     for text in sentences(seed, int(hours * 3600 / 2)):
         voice = rng.choice(named) if rng.random() < 0.4 else random_voice(rng)
-        speech = speak(text, voice, seed=rng.randrange(2**31))
+        speech = speak(text, voice, seed=rng.randrange(2**31), with_filters=True)
         blocks = speech.samples.shape[0] // HOP
         label = np.zeros(blocks, np.uint8)
         for mark in speech.phonemes:
@@ -63,25 +67,30 @@ def prepare_speech(folder: Path, hours: float, seed: int) -> None:
         pitch[: len(given)] = given
         pitches.append(pitch)
         labels.append(label)
+        assert speech.filters is not None
+        for name, value in targets(speech.filters, blocks).items():
+            louder = 0.0 if name == "phase" else math.log(gain)
+            spectra[name].append((value + louder).astype(np.float16))
         total += blocks
         bounds.append(total)
         if total * HOP / clock.AUDIO_RATE > hours * 3600:
             break
     part = target.with_suffix(".part.npz")
     np.savez(part, sound=np.concatenate(sounds), pitch=np.concatenate(pitches), label=np.concatenate(labels),
-             bounds=np.array(bounds))
+             bounds=np.array(bounds), **{name: np.concatenate(parts) for name, parts in spectra.items()})
     part.replace(target)
 
 
 class Speeches:
-    """Random 1.375 s segments of the shards in `folder`."""
+    """Random 1.375 s segments of the shards in `folder`; the teacher's spectra only where they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, with_spectra: bool = False) -> None:
         files = sorted(folder.glob("speech-?????.npz"))
         if not files:
             raise DataError(f"expected speech-*.npz shards in {folder}, found none; run prepare_speech first")
-        shards = [_read(file) for file in files]
+        shards = [_read(file, ARRAYS + SPECTRA if with_spectra else ARRAYS) for file in files]
         self.sound, self.pitch, self.label = (np.concatenate([s[n] for s in shards]) for n in ARRAYS)
+        self.filters = {n: np.concatenate([s[n] for s in shards]) for n in SPECTRA if with_spectra}
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S) samples, (B, F) pitch in Hz, (B, F) phoneme ids."""
@@ -95,11 +104,22 @@ class Speeches:
             torch.from_numpy(label.astype(np.int64)),
         )
 
+    def spectra(self, size: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, S) samples; pitch (B, F) and what the teacher spoke with (B, F, groups)."""
+        at = rng.integers(0, len(self.pitch) - FRAMES, size)
+        sound = np.stack([self.sound[a * HOP : (a + FRAMES) * HOP] for a in at])
+        tracks = {"pitch": self.pitch, **self.filters}
+        given = {name: np.stack([x[a : a + FRAMES] for a in at]).astype(np.float32) for name, x in tracks.items()}
+        return (
+            torch.from_numpy(sound.astype(np.float32) / 32767),
+            {name: torch.from_numpy(value) for name, value in given.items()},
+        )
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
-            return {name: file[name] for name in ARRAYS}
+            return {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} is not readable speech ({error}); delete it, and it is spoken again") from None
 
@@ -245,26 +265,38 @@ def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -
 
 
 def train_audio_codec(
-    data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, lr: float = 1.5e-3,
-    adversarial_after: float = 0.55, resume: bool = False, seed: int = 0, freeze_encoder: bool = False,
+    data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, rate: float | None = None,
+    adversarial_after: float | None = None, resume: bool = False, seed: int = 0, freeze_encoder: bool = False,
     bf16: bool = True, device: str = "cpu",
 ) -> None:
-    """Train for `minutes` and write the component folder `out`."""
+    """Train for `minutes` and write the component folder `out`; `resume` begins with the weights that are there.
+
+    `freeze_encoder`: the decoder alone, by the teacher's own spectra (`vocoder.py`); stored latents stay valid.
+    `adversarial_after`: share of the minutes after which a critic joins, 0.55 unless given, 0.35 for the decoder alone.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed + (1000 if resume else 0))
     codec = ToonAudioCodec.load(out).train() if resume else ToonAudioCodec(config)
-    codec.encoder.requires_grad_(not freeze_encoder)
-    speeches, loss_net, critic = Speeches(data), CodecLoss(config.latent_channels), Critic()
     where = torch.device(device)
+    if freeze_encoder:
+        if not resume:
+            raise ConfigError(f"expected a codec in {out} whose encoder is to stay; put one there and give --resume")
+        train_decoder(
+            Speeches(data, with_spectra=True), codec.to(where), out, minutes, batch=batch, rate=rate or 1e-3,
+            critic_after=0.35 if adversarial_after is None else adversarial_after, seed=seed,
+        )
+        return
+    rate, adversarial_after = rate or 1.5e-3, 0.55 if adversarial_after is None else adversarial_after
+    speeches, loss_net, critic = Speeches(data), CodecLoss(config.latent_channels), Critic()
     for net in (codec, loss_net, critic):
         net.to(where)
     trained = [p for p in [*codec.parameters(), *loss_net.parameters()] if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trained, rate, betas=(0.9, 0.98), weight_decay=1e-4)
     judge = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.9))
     start, step, average = time.monotonic(), 0, {}
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * share)))
+            group["lr"] = rate * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * share)))
         samples, pitch, label = (t.to(where) for t in speeches.batch(batch, rng))
         with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
             total, parts, made = loss_net(codec, samples, pitch, label)
@@ -281,12 +313,10 @@ def train_audio_codec(
         if step % 50 == 0:
             log.info("step %d share %.2f %s", step, share, json.dumps({k: round(v, 4) for k, v in average.items()}))
         if step % 500 == 0:
-            if not freeze_encoder:
-                calibrate(codec, speeches, rng)
+            calibrate(codec, speeches, rng)
             codec.save(out)
-    if not freeze_encoder:
-        deviations = calibrate(codec, speeches, rng)
-        log.info("deviation of the sorted channels: %s", [round(float(d), 3) for d in deviations])
+    deviations = calibrate(codec, speeches, rng)
+    log.info("deviation of the sorted channels: %s", [round(float(d), 3) for d in deviations])
     codec.save(out)
 
 
