@@ -272,7 +272,7 @@ def train_audio_codec(
     """Train for `minutes` and write the component folder `out`; `resume` begins with the weights that are there.
 
     `freeze_encoder`: the decoder alone, by the teacher's own spectra (`vocoder.py`); stored latents stay valid.
-    `adversarial_after`: share of the minutes after which a critic joins, 0.55 unless given, 0.35 for the decoder alone.
+    `adversarial_after`: share of the minutes after which a critic joins, 0.55 unless given, 0.1 for the decoder alone.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed + (1000 if resume else 0))
@@ -283,7 +283,7 @@ def train_audio_codec(
             raise ConfigError(f"expected a codec in {out} whose encoder is to stay; put one there and give --resume")
         train_decoder(
             Speeches(data, with_spectra=True), codec.to(where), out, minutes, batch=batch, rate=rate or 1e-3,
-            critic_after=0.35 if adversarial_after is None else adversarial_after, seed=seed,
+            critic_after=0.1 if adversarial_after is None else adversarial_after, seed=seed,
         )
         return
     rate, adversarial_after = rate or 1.5e-3, 0.55 if adversarial_after is None else adversarial_after
