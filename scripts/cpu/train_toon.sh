@@ -15,6 +15,7 @@ RAW_HOURS=${RAW_HOURS:-${HOURS:-3}}            # speech for the audio codec
 SPEECH_HOURS=${SPEECH_HOURS:-${HOURS:-40}}     # shards of speech alone, for stages 1 and 2
 VIDEO_HOURS=${VIDEO_HOURS:-${HOURS:-6}}        # shards of clips, for stage 2
 AUDIO_MINUTES=${AUDIO_MINUTES:-${MINUTES:-60}}
+VOCODER_MINUTES=${VOCODER_MINUTES:-${MINUTES:-45}}  # after it, its decoder alone by the teacher's spectra
 VIDEO_MINUTES=${VIDEO_MINUTES:-${MINUTES:-90}}
 PROMPT_MINUTES=${PROMPT_MINUTES:-${MINUTES:-4}}
 ORCHESTRATOR_MINUTES=${ORCHESTRATOR_MINUTES:-${MINUTES:-1440}}
@@ -60,7 +61,8 @@ stage() { # NAME MINUTES DATA FOLDER [options]: train, resumed if a checkpoint o
 
 audio_codec() {
     once speech-raw streamchar world --speech-raw "$DATA/speech_raw" --hours "$RAW_HOURS" --workers "$1" || return 1
-    once audio-codec stage audio-codec "$AUDIO_MINUTES" "$DATA/speech_raw" "$RUNS/audio_codec"
+    once audio-codec stage audio-codec "$AUDIO_MINUTES" "$DATA/speech_raw" "$RUNS/audio_codec" || return 1
+    once audio-decoder stage audio-codec "$VOCODER_MINUTES" "$DATA/speech_raw" "$RUNS/audio_codec" --freeze-encoder
 }
 
 video_codec() {
@@ -107,7 +109,7 @@ student=(--teacher "$RUNS/base" --guidance 1.5 --picture-guidance 2 --temperatur
 once distill stage distill "$DISTILL_MINUTES" "$DATA/clips" "$RUNS/distill" "${student[@]}" --batch 4
 once rollout stage rollout "$ROLLOUT_MINUTES" "$DATA/clips" "$RUNS/rollout" "${student[@]}" --batch 2 --grow 10 \
     --start "$RUNS/distill"
-played=(--speech "$RUNS/rollout" --base "$RUNS/base" --guidance 1.5 --picture-guidance 1)
+played=(--speech "$RUNS/rollout" --base "$RUNS/base" --guidance 1.5 --picture-guidance 3 --picture-guidance-above 0.95)
 assemble student "${played[@]}" --out "$RUNS/student"
 
 # 7. what the decoder takes from the still, learned on the student's own latents; these stay what they are. Then
