@@ -109,7 +109,7 @@ student=(--teacher "$RUNS/base" --guidance 1.5 --picture-guidance 2 --temperatur
 once distill stage distill "$DISTILL_MINUTES" "$DATA/clips" "$RUNS/distill" "${student[@]}" --batch 4
 once rollout stage rollout "$ROLLOUT_MINUTES" "$DATA/clips" "$RUNS/rollout" "${student[@]}" --batch 2 --grow 10 \
     --start "$RUNS/distill"
-played=(--speech "$RUNS/rollout" --base "$RUNS/base" --guidance 1.5 --picture-guidance 3 --picture-guidance-above 0.95)
+played=(--speech "$RUNS/rollout" --base "$RUNS/base" --guidance 1.5 --picture-guidance 1)
 assemble student "${played[@]}" --out "$RUNS/student"
 
 # 7. what the decoder takes from the still, learned on the student's own latents; these stay what they are. Then
