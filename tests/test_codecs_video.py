@@ -269,6 +269,7 @@ def test_a_resumed_run_keeps_the_decoders_parts_without_a_start(tmp_path: Path) 
     found = ToonVideoCodec.load(tmp_path / "out")
     assert found.config.motion and found.config.reference
     assert found.decoder.reference is not None and start.decoder.reference is not None
+    assert start.decoder.reference.inward.weight.abs().mean() > 0.01, "not what a new mixer would have by chance"
     torch.testing.assert_close(
         found.decoder.reference.inward.weight, start.decoder.reference.inward.weight, atol=1e-3, rtol=1e-3
     )  # float16

@@ -282,7 +282,7 @@ def train_audio_codec(
         if not resume:
             raise ConfigError(f"expected a codec in {out} whose encoder is to stay; put one there and give --resume")
         train_decoder(
-            Speeches(data, with_spectra=True), codec.to(where), out, minutes, batch=batch, rate=rate or 1e-3,
+            Speeches(data, with_spectra=True).spectra, codec.to(where), out, minutes, batch=batch, rate=rate or 1e-3,
             critic_after=0.1 if adversarial_after is None else adversarial_after, seed=seed,
         )
         return

@@ -3,7 +3,7 @@
 The decoder is harmonics and noise, and so is the teacher (`world/voice.py`): what the decoder should say of each
 frame is known exactly, and not only as one sound drawn from it. A loss on waveforms sees the noise's spectrum through
 single draws of it, and leaves open what is harmonic and what is noise; so formants were averaged away (decisions.md,
-twelfth session: a speaker's likeness 0.58 to 0.755, a recogniser's errors 13.5 to 9.9 %, in 43 minutes of a core).
+twelfth session: a speaker's likeness 0.58 to 0.755, a recogniser's errors 13.5 to 9.9 %, in 51 minutes of a core).
 Nothing is synthesised here, which makes a step cheap. A critic of spectra keeps the detail that an L1 loss blurs.
 
 Shapes: B batch, T latents (24 Hz), F frames (96 Hz), K bins, G groups of bins.
@@ -15,8 +15,8 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ SINGLE, GROWTH, TOP = 64, 0.04, 500
 WEIGHTS = {"harmonic": 1.0, "noise": 1.0, "phase": 0.4, "pitch": 2.0, "voiced": 0.3}
 CHEAT, MATCH = 0.1, 1.0
 """Weights of what the critic says, and of the distance between what it sees in both."""
+Draw = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
+"""A batch: samples (B, S); pitch (B, F) and `targets` (B, F, G)."""
 NOISY, DEVIATION = 0.7, 0.2
 """Share of the clips whose latents are disturbed, by up to this deviation, as a sampler's are not exact."""
 
@@ -56,6 +58,12 @@ def group_edges() -> list[int]:
 
 
 GROUPS = len(group_edges()) - 1
+
+
+def group_centres() -> Tensor:
+    """(G,) the bin in the middle of each group."""
+    edges = torch.tensor(group_edges())
+    return (edges[:-1] + edges[1:] - 1) // 2
 
 
 def group_filters() -> Tensor:
@@ -91,13 +99,11 @@ def targets(filters: Filters, frames: int) -> dict[str, np.ndarray]:
         return x
 
     mean_KG = group_filters()
-    edges = group_edges()
-    centres = torch.tensor([(a + b - 1) // 2 for a, b in zip(edges, edges[1:], strict=False)])
     silent = torch.tensor(2 * FLOOR)
     found = {
         "harmonic": grouped(torch.where(known, at(filters.harmonic) + HARMONIC, silent), mean_KG),
         "noise": grouped(torch.where(known, at(filters.noise) + NOISE, silent), mean_KG),
-        "phase": at(filters.phase)[:, centres],
+        "phase": at(filters.phase)[:, group_centres()],
     }
     return {name: value.numpy().astype(np.float16) for name, value in found.items()}
 
@@ -138,7 +144,7 @@ class SpectrumCritic(nn.Module):
 
 
 def heard(harmonic: Tensor, noise: Tensor) -> Tensor:
-    """Harmonics over the noise that masks them."""
+    """Harmonics over the noise that masks them, which fills the bins between them too and so counts less."""
     return 0.5 * torch.logaddexp(2 * harmonic, 2 * (noise - 1.5))
 
 
@@ -150,14 +156,13 @@ def compare(spectra: Spectra, given: dict[str, Tensor], filters_KG: Tensor) -> t
     v, frames = voiced[..., None], voiced.sum().clamp(min=1)
     true_h, true_n = given["harmonic"].float(), given["noise"].float()
     harmonic, noise = grouped(spectra.harmonic, filters_KG), grouped(spectra.noise, filters_KG)
-    edges = group_edges()
-    centres = torch.tensor([(a + b - 1) // 2 for a, b in zip(edges, edges[1:], strict=False)], device=v.device)
+    phase = spectra.phase[..., group_centres().to(v.device)]
     clear = torch.sigmoid(true_h - true_n + 1) * torch.sigmoid(true_h + 8)  # where a phase can be heard
     off = (spectra.pitch.log() - ahead.clamp(min=40).log()).abs()
     terms = {
         "harmonic": ((heard(harmonic, true_n) - heard(true_h, true_n)).abs() * v).sum() / frames / GROUPS,
         "noise": (noise - true_n).abs().mean(),
-        "phase": ((1 - torch.cos(spectra.phase[..., centres] - given["phase"])) * clear * v).sum() / frames / GROUPS,
+        "phase": ((1 - torch.cos(phase - given["phase"])) * clear * v).sum() / frames / GROUPS,
         "pitch": (off * voiced).sum() / frames,
         "voiced": tf.binary_cross_entropy_with_logits(
             spectra.voiced[:, :-OVERLAP], (ahead > 0)[:, :-OVERLAP].float()
@@ -256,16 +261,16 @@ def _schedule(share: float) -> float:
 
 
 def train_decoder(
-    speeches: Any, codec: ToonAudioCodec, out: Path, minutes: float, *, batch: int, rate: float, critic_after: float,
+    draw: Draw, codec: ToonAudioCodec, out: Path, minutes: float, *, batch: int, rate: float, critic_after: float,
     seed: int,
 ) -> None:
-    """Train `codec`'s decoder on `audio_codec.Speeches` with spectra for `minutes` and write the codec to `out`."""
+    """Train `codec`'s decoder on batches that `draw` gives for `minutes` and write the codec to `out`."""
     trainer, rng = VocoderTrainer(codec, rate, seed), np.random.default_rng(seed)
     device = codec.mean.device
     start = saved = time.monotonic()
     average: dict[str, float] = {}
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
-        samples, given = speeches.spectra(batch, rng)
+        samples, given = draw(batch, rng)
         given = {name: value.to(device) for name, value in given.items()}
         for name, value in trainer.update(samples.to(device), given, share, critic=share > critic_after).items():
             average[name] = 0.98 * average.get(name, value) + 0.02 * value

@@ -153,8 +153,10 @@ def _bend_pitch(f0_F: np.ndarray, voice: Voice) -> np.ndarray:
     return out
 
 
-def _synthesize(outputs: list[np.ndarray], voice: Voice, seed: int) -> tuple[np.ndarray, np.ndarray, Filters]:
-    """Spectra of the teacher in `voice` -> (samples at 24 kHz, f0 at 80 Hz, what they were made with)."""
+def _synthesize(
+    outputs: list[np.ndarray], voice: Voice, seed: int, with_filters: bool
+) -> tuple[np.ndarray, np.ndarray, Filters | None]:
+    """Spectra of the teacher in `voice` -> (samples at 24 kHz, f0 at 80 Hz, if asked for what they were made with)."""
     from hibari import dsp
 
     lh, theta, ln, lr, phi, f0 = (o[0] for o in outputs[:6])
@@ -164,13 +166,18 @@ def _synthesize(outputs: list[np.ndarray], voice: Voice, seed: int) -> tuple[np.
     ln = _warp(ln, voice.tract, floor=-12.0) + slope + voice.breath
     lr = _warp(lr, voice.tract, floor=-12.0) + slope
     theta, phi = _warp(theta, voice.tract), _warp(phi, voice.tract, nearest=True)
-    # a third branch has a phase of its own, partly held from frame to frame: half the power of as many Gaussian
+    samples = dsp.synth(lh, theta, ln, lr, phi, f0, np.random.default_rng(seed))
+    return samples, f0, _filters(lh, theta, ln, lr) if with_filters else None
+
+
+def _filters(lh: np.ndarray, theta: np.ndarray, ln: np.ndarray, lr: np.ndarray) -> Filters:
+    # the branch of `lr` has a phase of its own, partly held from frame to frame: half the power of as many Gaussian
     # numbers if it were not, twice if it were; measured, unvoiced sounds are right when it counts as they do
     noise = 0.5 * np.logaddexp(2 * ln, 2 * lr)
-    filters = Filters(
-        harmonic=torch.from_numpy(lh), phase=torch.from_numpy(np.pi * np.tanh(theta)), noise=torch.from_numpy(noise)
+    phase = np.pi * np.tanh(theta)
+    return Filters(
+        harmonic=torch.from_numpy(lh), phase=torch.from_numpy(phase), noise=torch.from_numpy(noise)
     )
-    return dsp.synth(lh, theta, ln, lr, phi, f0, np.random.default_rng(seed)), f0, filters
 
 
 def speak(
@@ -195,7 +202,7 @@ def speak(
         raise InputError(f"expected at most 500 phonemes in one utterance, got {len(known)}; split the sentence")
     ids = np.array([[0, *(vocab[c] for c, _ in known), 0]], np.int64)
     outputs = session.run(None, {"ids": ids, "speed": np.array([voice.tempo * tempo], np.float32)})
-    samples, f0, filters = _synthesize(outputs, voice, seed)
+    samples, f0, filters = _synthesize(outputs, voice, seed, with_filters)
     times = np.concatenate([[0.0], np.cumsum(outputs[6].ravel() * DURATION_UNIT)])
     symbols = [(phonemes.PAUSE, -1), *known, (phonemes.PAUSE, -1)]
     marks = tuple(
@@ -214,7 +221,7 @@ def speak(
         phonemes=marks,
         words=_words(utterance.words, marks),
         pitch=torch.from_numpy(np.where(pitch > 40, pitch, 0).astype(np.float32)),
-        filters=_louder(filters, gain) if with_filters else None,
+        filters=None if filters is None else _louder(filters, gain),
     )
 
 
