@@ -244,14 +244,17 @@ class DistillMos:
         self.version = f"distillmos {version('distillmos')}; 16 kHz"
 
     @torch.inference_mode()
-    def measure(self, sample: Sample) -> Reading:
-        """Raise `ImpossibleError` for a clip without sound."""
-        samples_S = _sounding(sample)
+    def windows(self, samples_S: Tensor) -> list[float]:
+        """(S,) at 16 kHz -> each window's score."""
         more = max(0, samples_S.shape[0] - DISTILL_SAMPLES)
         hop = DISTILL_HOP if samples_S.shape[0] <= DENSE * RATE else DISTILL_SAMPLES
         # the package's own windows, one at a time: five minutes at once need many gigabytes
         starts = [int(c * more) for c in np.linspace(0, 1, math.ceil(more / hop) + 1)]
-        scores = [float(self.model(samples_S[None, s : s + DISTILL_SAMPLES])) for s in starts]
+        return [float(self.model(samples_S[None, s : s + DISTILL_SAMPLES])) for s in starts]
+
+    def measure(self, sample: Sample) -> Reading:
+        """Raise `ImpossibleError` for a clip without sound."""
+        scores = self.windows(_sounding(sample))
         series = {"distillmos": scores} if len(scores) > 1 else {}
         return Reading(values={"distillmos": sum(scores) / len(scores)}, series=series)
 
