@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
-from streamchar.codecs.reference import ReferenceMixer
+from streamchar.codecs.reference import ReferenceMixer, in_pixels
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
@@ -123,8 +123,33 @@ def test_an_example_is_the_clip_drawn_again_and_the_students_view_of_it(folders:
     again = example(models, clip, 1, seed=5)
     for name, value in found.items():
         assert torch.equal(value, again[name]), name
+    assert found["displacement"].shape == (33, 2, 16, 16) and found["known"].shape == (33, 16, 16)
     near, far = ((found[kind].float() - found["truth"].float()).square().mean() for kind in ("near", "far"))
     assert near > 0 and near != far
+
+
+def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec) -> None:
+    """Frames say nothing (all grey): only what the world knows can teach the flow. Where nothing is known, nothing is
+    asked."""
+    grey, z = torch.zeros(1, 3, 9, 64, 64), latents(3)
+    known, wanted = torch.zeros(1, 9, 16, 16), torch.zeros(1, 2, 9, 16, 16)
+    known[..., :8], wanted[:, 0], wanted[:, 0, ..., 8:] = 1.0, 2.0, 50.0
+    piece = Cut(
+        frames_BCTHW=grey, weight_BTHW=torch.ones(1, 9, 64, 64), latents_BCKHW=z, still_BC1HW=latents(1),
+        picture_BCHW=grey[:, :, 0], displacement_B2Thw=wanted, known_BThw=known,
+    )  # fmt: skip
+    trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
+    draw = torch.Generator().manual_seed(0)
+
+    def flow() -> Tensor:
+        return trainer.mixture(piece, draw)[3].detach()
+
+    before = float(trainer.astray(piece, flow()))
+    for _ in range(60):
+        trainer.update([piece], draw)
+    assert float(trainer.astray(piece, flow())) < 0.3 * before
+    pixels = in_pixels(flow(), 64)
+    assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(2.0, abs=0.6) and float(pixels.abs().max()) < 20
 
 
 def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:
@@ -162,6 +187,7 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
         return Cut(
             frames_BCTHW=pictures[i : i + 1], weight_BTHW=torch.ones(1, 9, 32, 32), still_BC1HW=clean[:, :, :1],
             picture_BCHW=pictures[i : i + 1, :, 0],
+            displacement_B2Thw=torch.zeros(1, 2, 9, 8, 8), known_BThw=torch.zeros(1, 9, 8, 8),
             latents_BCKHW=clean + clean.std() * torch.randn(clean.shape, generator=draw),
         )
 

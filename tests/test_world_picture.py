@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from streamchar.codecs.motion import move
 from streamchar.errors import DataError, InputError
 from streamchar.types import Phoneme, Speech, Word
 from streamchar.world import prompt, splits
@@ -16,7 +17,15 @@ from streamchar.world.character import VOICES, character
 from streamchar.world.gesture import Arms
 from streamchar.world.motion import neutral, plan
 from streamchar.world.prompt import Direction, parse, phrase, sample_direction
-from streamchar.world.render import draw_frame, eye_boxes, hand_boxes, measure_opening, mouth_box, render
+from streamchar.world.render import (
+    displacement,
+    draw_frame,
+    eye_boxes,
+    hand_boxes,
+    measure_opening,
+    mouth_box,
+    render,
+)
 from streamchar.world.shapes import coverage, ellipse, inside_implicit
 from streamchar.world.viseme import mouth_track
 
@@ -267,6 +276,21 @@ def test_hand_boxes_hold_the_hands_and_are_empty_without(speech):
                     assert frame[y0:y1, x0:x1].float().mean() > 0.25, (seed, gesture)
         assert seen > 10
         assert torch.allclose(hand_boxes(who, track, size=128) * 2, hand_boxes(who, track))
+
+
+def test_the_still_moved_by_its_displacement_is_the_frame(speech):
+    """Where it is known: head and body, the arm in front left out. Mouths that speak and lids are not the still's."""
+    for number, asked in ((101, Direction(gesture="shaking head")), (103, Direction(gesture="waving"))):
+        who = character(number)
+        track = plan(speech, asked, number, 48).slice(8, 40)
+        frames, still = render(who, track, 128).float(), draw_frame(who, 128).float()
+        moved, known = displacement(who, track, 128)
+        assert moved.shape == (32, 2, 32, 32) and known.shape == (32, 32, 32)
+        assert 0.15 < float(known.float().mean()) < 0.7
+        shown = known.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand_as(frames)
+        rest = still.expand_as(frames)
+        off, before = (float((x - frames)[shown].abs().mean()) for x in (move(rest, moved), rest))
+        assert off < 0.6 * before, (number, off, before)
 
 
 def test_the_opening_is_measured_from_pixels(speech):

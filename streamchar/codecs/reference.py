@@ -58,15 +58,25 @@ class ReferenceMixer(nn.Module):
         """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
         `still_BCHW` (B, 3, H, W) and its own features, B of each. Returns the mixture and, with gradients, the moved
         still, both (N, 4 3, H, W)."""
+        return self.mix(own_NCHW, still_BCHW, *self.plan(features, still_features))
+
+    def plan(self, features: list[Tensor], still_features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The flow (N, 4 2, h, w), in units of `REACH`, and the shares' logits at the finest level."""
         coarse, middle, fine = features
-        latents = len(coarse) // len(still_BCHW)
+        latents = len(coarse) // len(still_features[0])
         beside = still_features[0].repeat_interleave(latents, 0)
         x = self.coarse(self.inward(torch.cat([coarse, beside], 1)))
         x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
         flow = self.flow(x)
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-        still = still_BCHW.float().repeat_interleave(latents, 0)
-        return by_groups(self._mix, own_NCHW, flow, self.share(torch.cat([x, fine], 1)), still)
+        return flow, self.share(torch.cat([x, fine], 1))
+
+    def mix(
+        self, own_NCHW: Tensor, still_BCHW: Tensor, flow: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `forward` returns, of what `plan` says."""
+        still = still_BCHW.float().repeat_interleave(len(own_NCHW) // len(still_BCHW), 0)
+        return by_groups(self._mix, own_NCHW, flow, share, still)
 
     def _mix(self, own_NCHW: Tensor, flow: Tensor, share: Tensor, still_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         stride = clock.VIDEO_STRIDE
@@ -75,8 +85,13 @@ class ReferenceMixer(nn.Module):
             share, "n (f s p q) h w -> (n f) s (h p) (w q)", f=stride, p=self.patch, q=self.patch
         ).float()
         still = still_NCHW.repeat_interleave(stride, 0)
-        moved = move(still, 0.5 * REACH * still.shape[-1] * flow)
+        moved = move(still, in_pixels(flow, still.shape[-1]))
         own = own_NCHW.float().unflatten(1, (stride, 3)).flatten(0, 1)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
         mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], moved, shares[:, 1:2]), still, shares[:, 2:3])
         return mixed.unflatten(0, (-1, stride)).flatten(1, 2), moved.unflatten(0, (-1, stride)).flatten(1, 2)
+
+
+def in_pixels(flow: Tensor, side: int) -> Tensor:
+    """A flow in units of `REACH` in those of a picture's pixels."""
+    return 0.5 * REACH * side * flow

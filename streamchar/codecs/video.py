@@ -253,6 +253,6 @@ class ToonVideoCodec(nn.Module):
 
 
 def in_time(groups_NCHW: Tensor, latents: int) -> Tensor:
-    """(B k, 4 3, H, W), k = `latents` -> (B, 3, 1 + 4 (k - 1), H, W): of the first group only its last frame exists."""
+    """(B k, 4 C, H, W), k = `latents` -> (B, C, 1 + 4 (k - 1), H, W): of the first group only its last frame exists."""
     frames = rearrange(groups_NCHW, "(b k) (f c) h w -> b c (k f) h w", k=latents, f=clock.VIDEO_STRIDE)
     return frames[:, :, clock.VIDEO_STRIDE - 1 :]

@@ -6,6 +6,10 @@ to the level of its last step and predicted in one step, and noised to that of t
 Those stand where the clip stands and are smeared as what the student plays is; so the mixer learns to trust the
 still where the student's latents are not to be trusted.
 
+How the still has to be moved is not left to the pictures' differences, which lead nowhere from some pixels away: the
+world knows where each part of a character was in the still (`world/render.py: displacement`), and the flow is asked
+for that. Where latents leave open how a head is turned, the loss of distances has it turned as a whole, and not torn.
+
 Shape letters as in `codecs/video.py`.
 """
 
@@ -22,10 +26,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
-from streamchar.codecs.reference import ReferenceMixer
+from streamchar.codecs.reference import ReferenceMixer, in_pixels
 from streamchar.codecs.video import ToonVideoCodec, in_time
 from streamchar.config.model import VideoCodecConfig
 from streamchar.data.origin import NAME, settle
@@ -50,7 +55,7 @@ from streamchar.train.video_codec import (
     widened,
 )
 from streamchar.world.clips import make_clip
-from streamchar.world.render import draw_frame
+from streamchar.world.render import displacement, draw_frame
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +64,10 @@ KINDS = ("truth", "near", "far", "far")
 FILE = 16
 """Examples of a file."""
 PER_CLIP = 2
+CELL = 4
+"""Pixels of a cell of the known displacements."""
+ASTRAY = 0.05
+"""Weight of the flow's distance from them, in pixels."""
 GROUPS = 2
 """Of four frames behind the first that one step sees."""
 
@@ -86,16 +95,19 @@ class Estimate:
 @torch.inference_mode()
 def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
     """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
-    fractions of the picture, the latents of the "still" and the three kinds of the chunk's."""
+    fractions of the picture, "displacement" (33, 2, H / 4, W / 4) in pixels and where it is "known",
+    the latents of the "still" and the three kinds of the chunk's."""
     assert clip.video is not None and clip.still is not None
     world = make_clip(clip.seed, short=clip.short)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
     track, who = world.track, world.character
     state = begin(models, clip, seed=seed, first=chunk)
     J = clock.AUDIO_LATENTS_PER_CHUNK
+    moved, known = displacement(who, track.slice(*span), size, CELL)
     truth = clip.video[None, chunk], clip.audio[None, chunk * J : (chunk + 1) * J]
     found = {
         "frames": world.frames(*span, size), "boxes": boxes_of(who, track, size)[slice(*span)].float().contiguous(),
+        "displacement": moved.half(), "known": known.byte(),
         "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
     }  # fmt: skip
     for kind, steps in (("near", 1), ("far", 2)):
@@ -154,6 +166,9 @@ class Cut:
     latents_BCKHW: Tensor
     still_BC1HW: Tensor
     picture_BCHW: Tensor
+    displacement_B2Thw: Tensor
+    known_BThw: Tensor
+    """Where the still shows what a frame shows, in pixels from there, and whether it does."""
     acting_BTHW: Tensor | None = None
     """1 where a face acts (mouth and brows), to be left to the decoder's own picture; None: nowhere."""
 
@@ -164,7 +179,7 @@ class Examples:
     def __init__(self, folder: Path) -> None:
         try:
             self.files = [safe_open(path, "pt") for path in sorted(folder.glob("examples-*.safetensors"))]
-            self.index = [(f, i) for f in self.files for i in range(f.get_slice("still").get_shape()[0])]
+            self.index = [(f, i) for f in self.files for i in range(f.get_slice("known").get_shape()[0])]
         except (SafetensorError, OSError) as error:
             raise DataError(f"{folder} holds an example that cannot be read ({error}); delete it") from None
 
@@ -181,6 +196,8 @@ class Examples:
             latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
             still_BC1HW=file.get_slice("still")[row].float()[None],
             picture_BCHW=file.get_slice("picture")[row].float().div(127.5).sub(1)[None],
+            displacement_B2Thw=file.get_slice("displacement")[row, span].float().transpose(0, 1)[None],
+            known_BThw=file.get_slice("known")[row, span].float()[None],
         )  # fmt: skip
 
     def batches(self, size: int, draw: random.Random) -> Iterator[list[Cut]]:
@@ -214,8 +231,8 @@ class ReferenceTrainer(Trainer):
         """The mean loss over the pieces; leaves its gradients."""
         total = 0.0
         for cut in batch:
-            mixed, moved, own = self.mixture(cut, generator)
-            loss = self.off(cut, mixed, moved, own) / len(batch)
+            mixed, moved, own, flow = self.mixture(cut, generator)
+            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, flow)) / len(batch)
             loss.backward()
             total += loss.item()
         return total
@@ -229,8 +246,17 @@ class ReferenceTrainer(Trainer):
         loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
         return loss + MOVED * distance(moved - frames)
 
+    def astray(self, cut: Cut, flow_B2Thw: Tensor) -> Tensor:
+        """The loss of the flow: how many pixels from the known displacements, where they are known."""
+        wanted, known = cut.displacement_B2Thw.to(self.device), cut.known_BThw.to(self.device)
+        flow = in_pixels(flow_B2Thw.float(), cut.picture_BCHW.shape[-1]).transpose(1, 2).flatten(0, 1)
+        flow = F.interpolate(flow, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+        off = (flow - wanted.transpose(1, 2).flatten(0, 1)).square().sum(1).add(1e-2).sqrt()
+        return ASTRAY * (off * known.flatten(0, 1)).sum() / known.sum().clamp(min=1)
+
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
-        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture."""
+        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the flow of the second,
+        (B, 2, 1 + 4 k, h, w)."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -238,9 +264,10 @@ class ReferenceTrainer(Trainer):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
                 seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
-            mixed, moved = self.mixer(own, features[-3:], cut.picture_BCHW.to(self.device), seen[-3:])
+            flow, share = self.mixer.plan(features[-3:], seen[-3:])
+            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), flow, share)
         assert moved is not None, "made with gradients"
-        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own)]
+        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, flow)]
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:

@@ -20,11 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from streamchar import clock
 from streamchar.codecs.audio import BINS, HOP, OVERLAP, WINDOW, Spectra, ToonAudioCodec
+from streamchar.errors import DataError
 from streamchar.train.muon import Muon
 from streamchar.types import Filters
 
@@ -43,6 +46,8 @@ SINGLE, GROWTH, TOP = 64, 0.04, 500
 WEIGHTS = {"harmonic": 1.0, "noise": 1.0, "phase": 0.4, "pitch": 2.0, "voiced": 0.3}
 CHEAT, MATCH = 0.1, 1.0
 """Weights of what the critic says, and of the distance between what it sees in both."""
+CRITIC = "critic.safetensors"
+"""Beside the codec's weights while it is trained; not shipped."""
 Draw = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
 """A batch: samples (B, S); pitch (B, F) and `targets` (B, F, G)."""
 NOISY, DEVIATION = 0.7, 0.2
@@ -177,8 +182,8 @@ def compare(spectra: Spectra, given: dict[str, Tensor], filters_KG: Tensor) -> t
 class VocoderTrainer:
     """The decoder, its moving average, its critic, and what moves them."""
 
-    def __init__(self, codec: ToonAudioCodec, rate: float, seed: int) -> None:
-        self.codec, self.rate = codec.requires_grad_(False), rate
+    def __init__(self, codec: ToonAudioCodec, rate: float, seed: int, critic_weight: float = 1.0) -> None:
+        self.codec, self.rate, self.critic_weight = codec.requires_grad_(False), rate, critic_weight
         self.decoder = codec.decoder.requires_grad_(True).train()
         self.average = {name: p.detach().clone() for name, p in self.decoder.named_parameters()}
         device = codec.mean.device
@@ -215,7 +220,7 @@ class VocoderTrainer:
         pairs = list(zip(seen, features, strict=True))
         match = torch.stack([(a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in pairs]).mean()
         parts["match"] = match
-        return MATCH * match - CHEAT * score.mean()
+        return self.critic_weight * (MATCH * match - CHEAT * score.mean())
 
     def update(self, samples_BS: Tensor, given: dict[str, Tensor], share: float, *, critic: bool) -> dict[str, float]:
         """One step; `share` of the time is over. Returns the terms."""
@@ -253,6 +258,17 @@ class VocoderTrainer:
                     p.copy_(weights[name])
             if weights is self.average:
                 self.codec.save(out)
+        save_file(self.critic.state_dict(), out / CRITIC)
+
+    def load_critic(self, out: Path) -> bool:
+        """Go on with the critic of the run before, if there was one: a new one knows nothing for hundreds of steps."""
+        if not (out / CRITIC).exists():
+            return False
+        try:
+            self.critic.load_state_dict(load_file(out / CRITIC))
+        except (SafetensorError, RuntimeError) as error:
+            raise DataError(f"{out / CRITIC} is not a critic of this size ({error}); delete it to begin anew") from None
+        return True
 
 
 def _schedule(share: float) -> float:
@@ -262,10 +278,15 @@ def _schedule(share: float) -> float:
 
 def train_decoder(
     draw: Draw, codec: ToonAudioCodec, out: Path, minutes: float, *, batch: int, rate: float, critic_after: float,
-    seed: int,
+    seed: int, critic_weight: float = 1.0,
 ) -> None:
-    """Train `codec`'s decoder on batches that `draw` gives for `minutes` and write the codec to `out`."""
-    trainer, rng = VocoderTrainer(codec, rate, seed), np.random.default_rng(seed)
+    """Train `codec`'s decoder on batches that `draw` gives for `minutes` and write the codec, and its critic, to `out`.
+
+    A critic that lies in `out` goes on at once; a new one joins after `critic_after` of the time.
+    """
+    trainer, rng = VocoderTrainer(codec, rate, seed, critic_weight), np.random.default_rng(seed)
+    if trainer.load_critic(out):
+        critic_after = -1.0
     device = codec.mean.device
     start = saved = time.monotonic()
     average: dict[str, float] = {}
