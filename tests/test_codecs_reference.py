@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
-from streamchar.codecs.reference import ReferenceMixer, in_pixels
+from streamchar.codecs.reference import Parts, ReferenceMixer, in_pixels
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
@@ -41,7 +41,7 @@ from tests.streams import tiny_models
 def codec() -> ToonVideoCodec:
     """A tiny codec whose mixer mixes and moves."""
     torch.manual_seed(0)
-    made = widened(ToonVideoCodec(tiny().video).eval(), reference=True)
+    made = widened(ToonVideoCodec(tiny().video).eval(), reference=True, parts=2)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.abs().max() == 0 or parameter.min() == parameter.max():
@@ -126,6 +126,26 @@ def test_an_example_is_the_clip_drawn_again_and_the_students_view_of_it(folders:
     assert found["displacement"].shape == (33, 2, 16, 16) and found["known"].shape == (33, 16, 16)
     near, far = ((found[kind].float() - found["truth"].float()).square().mean() for kind in ("near", "far"))
     assert near > 0 and near != far
+
+
+def test_a_part_moves_as_a_whole() -> None:
+    """Of one part all places turn and stretch alike, whatever single places say; two parts are told apart by
+    features."""
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(*(2 * [torch.linspace(-1, 1, 33)[1::2]]), indexing="ij")
+    turned = torch.stack([0.1 * x - 0.2 * y + 0.3, 0.2 * x + 0.1 * y - 0.1]).repeat(4, 1, 1)[None]
+    features = torch.where(x < 0, -1.0, 1.0)[None, None].repeat(1, 2, 1, 1)
+    with torch.no_grad():
+        one, two = Parts(2, 1), Parts(2, 2)
+        torn = turned + 0.5 * torch.randn(turned.shape)
+        assert float((one(turned, features) - turned).abs().max()) < 0.03
+        assert float((one(torn, features) - turned).abs().mean()) < 0.25 * float((torn - turned).abs().mean())
+        for parameter in two.parameters():
+            parameter.zero_()
+        two.said.weight[:2, 0, 0, 0] = torch.tensor([-20.0, 20.0])  # of the first frame alone
+        apart = turned * torch.where(x < 0, 1.0, -1.0)
+        off = (two(apart, features) - apart).abs().unflatten(1, (4, 2)).mean((0, 2, 3, 4))
+    assert float(off[0]) < 0.01 < 0.1 < float(off[1:].min())
 
 
 def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec) -> None:

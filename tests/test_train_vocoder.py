@@ -8,7 +8,16 @@ from streamchar.codecs.audio import BINS, HOP, OVERLAP, Spectra, ToonAudioCodec
 from streamchar.config.model import AudioCodecConfig
 from streamchar.errors import ConfigError, DataError
 from streamchar.train.audio_codec import Speeches, prepare_speech, spectrogram, train_audio_codec
-from streamchar.train.vocoder import FLOOR, GROUPS, VocoderTrainer, compare, group_edges, group_filters, targets
+from streamchar.train.vocoder import (
+    CRITIC,
+    FLOOR,
+    GROUPS,
+    VocoderTrainer,
+    compare,
+    group_edges,
+    group_filters,
+    targets,
+)
 from streamchar.types import Filters
 from streamchar.world.voice import speak
 
@@ -106,6 +115,13 @@ def test_the_command_needs_weights_and_spectra(shards, tmp_path):
         shards, out, 0.003, config=CONFIG, freeze_encoder=True, resume=True, batch=1, adversarial_after=-1.0
     )
     assert all(p.isfinite().all() for p in ToonAudioCodec.load(out).state_dict().values())
+    again = VocoderTrainer(ToonAudioCodec.load(out), 1e-3, 1)
+    fresh = {name: value.clone() for name, value in again.critic.state_dict().items()}
+    assert again.load_critic(out) and not VocoderTrainer(ToonAudioCodec.load(out), 1e-3, 1).load_critic(tmp_path)
+    assert any(not torch.equal(value, fresh[name]) for name, value in again.critic.state_dict().items())
+    (out / CRITIC).write_bytes(b"{}")
+    with pytest.raises(DataError, match="delete it to begin anew"):
+        again.load_critic(out)
     old = tmp_path / "old"
     old.mkdir()
     with np.load(next(shards.glob("*.npz"))) as file:

@@ -91,9 +91,6 @@ def train(
     critic: Annotated[
         bool, typer.Option("--critic", help="reference: sharpen the whole decoder, with a critic, after the mixer.")
     ] = False,
-    critic_weight: Annotated[
-        float | None, typer.Option(help="audio-codec with --freeze-encoder: weight of its critic.  [default: 1]")
-    ] = None,
     freeze_speech: Annotated[bool, typer.Option("--freeze-speech", help="joint: train the main blocks alone.")] = False,
     teacher: Annotated[
         Path | None, typer.Option(metavar="toon-base|DIR", help="distill, rollout, ablate: what is distilled.")
@@ -216,7 +213,7 @@ def check(options: dict[str, Any]) -> None:
     for name in ("batch", "follow", "chunks", "grow", "updates", "accumulate", "seeds", "clips"):
         if options.get(name, 1) < 1:
             raise InputError(f"--{name} must be at least 1, got {options[name]}")
-    positive = ("guidance", "picture_guidance", "audio_weight", "temperature", "picture_temperature", "critic_weight")
+    positive = ("guidance", "picture_guidance", "audio_weight", "temperature", "picture_temperature")
     for name in ("rate", "fake_rate", *positive):
         if not 0 < options.get(name, 1.0) < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} must be above 0, got {options[name]}")

@@ -3,7 +3,8 @@
 A character's hair, hat and glasses stand sharp in the still that a stream begins with; a latent of a moving head
 only says where they went. Per frame, a flow field out of the decoder's own features moves the still's picture, and
 every pixel is a mixture of three: the decoder's own, the moved still's, and the still's where it was (what stands
-behind the character). At initialisation the mixture is all but the decoder's own.
+behind the character). With `parts`, the flow is that of a few parts which move as wholes each: a turned head is not
+torn where its latents do not agree on how far. At initialisation the mixture is all but the decoder's own.
 
 Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side at the finest level.
 """
@@ -28,13 +29,48 @@ REACH = 0.2
 OWN = 3.0
 """Logit of the decoder's own picture at the start: 0.91 of the mixture."""
 SOURCES = 3
+STIFF = 0.003
+"""How hard a part is to turn and to stretch: what its least squares add, in units of its own weight."""
+
+
+class Parts(nn.Module):
+    """A flow -> the flow of a few parts, each moving by the affine map that fits it best.
+
+    Features say which part each place belongs to, and how far its flow is to be trusted; the maps are weighted least
+    squares. So places that do not know where they come from go with their part.
+    """
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.said = nn.Conv2d(channels, clock.VIDEO_STRIDE * (count + 1), 1)
+        nn.init.normal_(self.said.weight, std=2 * channels**-0.5)
+
+    def forward(self, flow_N8hw: Tensor, x_NChw: Tensor) -> Tensor:
+        """(N, 4 2, h, w) and features of its size -> as the first, in float32."""
+        high, wide = flow_N8hw.shape[-2:]
+        with torch.autocast(x_NChw.device.type, enabled=False):
+            said = self.said(x_NChw.to(self.said.weight.dtype)).float()
+            said = rearrange(said, "n (f k) h w -> (n f) k (h w)", f=clock.VIDEO_STRIDE)
+            flow = rearrange(flow_N8hw.float(), "n (f two) h w -> (n f) (h w) two", f=clock.VIDEO_STRIDE)
+            belongs = said[:, : self.count].softmax(1)
+            weight = belongs * said[:, self.count :].sigmoid() + 1e-4
+            y, x = (torch.linspace(-1, 1, 2 * n + 1, device=flow.device)[1::2] for n in (high, wide))
+            place = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(high, wide, device=flow.device)], -1)
+            place = place.flatten(0, 1)
+            squares = (weight @ (place[:, :, None] * place[:, None]).flatten(1)).unflatten(2, (3, 3))
+            given = (weight @ (place[:, :, None] * flow[:, :, None]).flatten(2)).unflatten(2, (3, 2))
+            stiff = squares[..., 2:, 2:] * torch.diag(torch.tensor([STIFF, STIFF, 0.0], device=flow.device))
+            maps = torch.linalg.solve(squares + stiff, given)
+            found = torch.einsum("nkp,pi,nkij->njp", belongs, place, maps)
+        return rearrange(found, "(n f) two (h w) -> n (f two) h w", f=clock.VIDEO_STRIDE, h=high)
 
 
 class ReferenceMixer(nn.Module):
     """The decoder's picture, the still moved by a flow, and the still: mixed by pixel."""
 
-    def __init__(self, widths: tuple[int, ...], patch: int) -> None:
-        """`widths`: of the decoder's levels, coarse to fine."""
+    def __init__(self, widths: tuple[int, ...], patch: int, parts: int = 0) -> None:
+        """`widths`: of the decoder's levels, coarse to fine. `parts`: that move as wholes; 0: each place by itself."""
         super().__init__()
         if len(widths) < 3:
             raise ConfigError(f"a decoder with a reference needs at least 3 widths, got {widths}")
@@ -46,6 +82,7 @@ class ReferenceMixer(nn.Module):
         self.across = nn.Conv2d(middle, MIDDLE, 1)
         self.middle = nn.Sequential(*(Residual(MIDDLE) for _ in range(BLOCKS[1])))
         self.flow = nn.Conv2d(MIDDLE, 2 * clock.VIDEO_STRIDE, 1)
+        self.parts = Parts(MIDDLE, parts) if parts else None
         self.share = nn.Conv2d(MIDDLE + fine, clock.VIDEO_STRIDE * (SOURCES - 1) * patch * patch, 1)
         for head in (self.flow, self.share):
             nn.init.zeros_(head.weight)
@@ -53,21 +90,22 @@ class ReferenceMixer(nn.Module):
             nn.init.constant_(head.bias, 0.0 if head is self.flow else -OWN)
 
     def forward(
-        self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, still_features: list[Tensor]
+        self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, beside_BCHW: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
-        `still_BCHW` (B, 3, H, W) and its own features, B of each. Returns the mixture and, with gradients, the moved
-        still, both (N, 4 3, H, W)."""
-        return self.mix(own_NCHW, still_BCHW, *self.plan(features, still_features))
+        `still_BCHW` (B, 3, H, W) and its own features of the first of those levels. Returns the mixture and, with
+        gradients, the moved still, both (N, 4 3, H, W)."""
+        return self.mix(own_NCHW, still_BCHW, *self.plan(features, beside_BCHW))
 
-    def plan(self, features: list[Tensor], still_features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def plan(self, features: list[Tensor], beside_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The flow (N, 4 2, h, w), in units of `REACH`, and the shares' logits at the finest level."""
         coarse, middle, fine = features
-        latents = len(coarse) // len(still_features[0])
-        beside = still_features[0].repeat_interleave(latents, 0)
+        beside = beside_BCHW.repeat_interleave(len(coarse) // len(beside_BCHW), 0)
         x = self.coarse(self.inward(torch.cat([coarse, beside], 1)))
         x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
         flow = self.flow(x)
+        if self.parts is not None:
+            flow = self.parts(flow, x)
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
         return flow, self.share(torch.cat([x, fine], 1))
 

@@ -110,14 +110,14 @@ class Decoder(nn.Module):
         )
         self.head = nn.Conv2d(widths[-1], GROUP_CHANNELS * patch * patch, 1)
         self.motion = GroupMotion(*widths[-2:], patch) if config.motion else None
-        self.reference = ReferenceMixer(widths, patch) if config.reference else None
+        self.reference = ReferenceMixer(widths, patch, config.parts) if config.reference else None
 
-    def features(self, latents_BCKHW: Tensor) -> list[Tensor]:
-        """What each level makes of raw latents, coarse to fine, N = B K of each."""
+    def features(self, latents_BCKHW: Tensor, levels: int | None = None) -> list[Tensor]:
+        """What each level makes of raw latents, coarse to fine, N = B K of each; only the first `levels`."""
         latents = latents_BCKHW.shape[2]
         x_NCHW = rearrange(latents_BCKHW, "b c k h w -> (b k) c h w").contiguous(memory_format=torch.channels_last)
         x_NCHW, found = self.stem(x_NCHW), []
-        for i, level in enumerate(self.levels):
+        for i, level in enumerate(self.levels[:levels]):
             x_NCHW = level(F.pixel_shuffle(self.ups[i - 1](x_NCHW), 2) if i else x_NCHW, latents)
             found.append(x_NCHW)
         return found
@@ -143,9 +143,14 @@ class Decoder(nn.Module):
         own = self.picture(features)
         if still_BC1HW is None or self.reference is None:
             return own
-        seen = self.features(still_BC1HW)
-        picture = self.picture(seen)[:, -3:] if picture_BCHW is None else picture_BCHW
-        return self.reference(own, features[-3:], picture, seen[-3:])[0]
+        picture = picture_BCHW
+        if picture is None:
+            picture = self.picture(self.features(still_BC1HW))[:, -3:]
+        return self.reference(own, features[-3:], picture, self.beside(still_BC1HW))[0]
+
+    def beside(self, still_BC1HW: Tensor) -> Tensor:
+        """The features of a still that the mixer sees, from its raw latents."""
+        return self.features(still_BC1HW, len(self.levels) - 2)[-1]
 
 
 class ToonVideoCodec(nn.Module):

@@ -105,6 +105,8 @@ class VideoCodecConfig:
     """"toon": the decoder draws what moves within a latent's four frames once (`codecs/motion.py`)."""
     reference: bool = False
     """"toon": the decoder takes from the stream's still what it has in common with it (`codecs/reference.py`)."""
+    parts: int = 0
+    """"toon": of what is taken from the still, so many parts move as wholes each; 0: every place by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -267,13 +267,12 @@ def calibrate(codec: ToonAudioCodec, data: Speeches, rng: np.random.Generator) -
 def train_audio_codec(
     data: Path, out: Path, minutes: float, *, config: AudioCodecConfig, batch: int = 12, rate: float | None = None,
     adversarial_after: float | None = None, resume: bool = False, seed: int = 0, freeze_encoder: bool = False,
-    critic_weight: float = 1.0, bf16: bool = True, device: str = "cpu",
+    bf16: bool = True, device: str = "cpu",
 ) -> None:
     """Train for `minutes` and write the component folder `out`; `resume` begins with the weights that are there.
 
     `freeze_encoder`: the decoder alone, by the teacher's own spectra (`vocoder.py`); stored latents stay valid.
     `adversarial_after`: share of the minutes after which a critic joins, 0.55 unless given, 0.1 for the decoder alone.
-    `critic_weight`: of the decoder's critic, in units of the usual weight.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed + (1000 if resume else 0))
@@ -285,7 +284,6 @@ def train_audio_codec(
         train_decoder(
             Speeches(data, with_spectra=True).spectra, codec.to(where), out, minutes, batch=batch, rate=rate or 1e-3,
             critic_after=0.1 if adversarial_after is None else adversarial_after, seed=seed,
-            critic_weight=critic_weight,
         )
         return
     rate, adversarial_after = rate or 1.5e-3, 0.55 if adversarial_after is None else adversarial_after

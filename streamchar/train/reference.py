@@ -1,8 +1,8 @@
 """Training of what the small video codec's decoder takes from the still (`codecs/reference.py`).
 
 Encoder and decoder are frozen; latents stay what they are. Examples are chunks of joint training's clips: drawn again
-from their seeds, beside three versions of their latents. The true ones, and two that a student makes of them: noised
-to the level of its last step and predicted in one step, and noised to that of the step before and predicted in two.
+from their seeds, beside four versions of their latents. The true ones, and three that a student makes of them: noised
+to the level of its last step and predicted in one step, to that of the step before and predicted in two, and so on.
 Those stand where the clip stands and are smeared as what the student plays is; so the mixer learns to trust the
 still where the student's latents are not to be trusted.
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -59,7 +60,9 @@ from streamchar.world.render import displacement, draw_frame
 
 log = logging.getLogger(__name__)
 
-KINDS = ("truth", "near", "far", "far")
+STEPS = {"near": 1, "far": 2, "farther": 3}
+"""Of a student's last, that an estimate takes."""
+KINDS = ("truth", "near", "far", "farther", "farther")
 """Latents of an example, as often as they are drawn."""
 FILE = 16
 """Examples of a file."""
@@ -96,7 +99,7 @@ class Estimate:
 def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
     """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
     fractions of the picture, "displacement" (33, 2, H / 4, W / 4) in pixels and where it is "known",
-    the latents of the "still" and the three kinds of the chunk's."""
+    the latents of the "still" and the four kinds of the chunk's."""
     assert clip.video is not None and clip.still is not None
     world = make_clip(clip.seed, short=clip.short)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
@@ -110,7 +113,7 @@ def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str
         "displacement": moved.half(), "known": known.byte(),
         "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
     }  # fmt: skip
-    for kind, steps in (("near", 1), ("far", 2)):
+    for kind, steps in STEPS.items():
         found[kind] = _estimated(models, clip, state, truth, steps)
     return found
 
@@ -179,7 +182,7 @@ class Examples:
     def __init__(self, folder: Path) -> None:
         try:
             self.files = [safe_open(path, "pt") for path in sorted(folder.glob("examples-*.safetensors"))]
-            self.index = [(f, i) for f in self.files for i in range(f.get_slice("known").get_shape()[0])]
+            self.index = [(f, i) for f in self.files for i in range(f.get_slice("farther").get_shape()[0])]
         except (SafetensorError, OSError) as error:
             raise DataError(f"{folder} holds an example that cannot be read ({error}); delete it") from None
 
@@ -263,11 +266,26 @@ class ReferenceTrainer(Trainer):
             with torch.set_grad_enabled(self.deep):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
-                seen = codec.decoder.features(codec.raw(cut.still_BC1HW.to(self.device)))
-            flow, share = self.mixer.plan(features[-3:], seen[-3:])
-            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), flow, share)
+                beside = codec.decoder.beside(codec.raw(cut.still_BC1HW.to(self.device)))
+            flow, share = self.mixer.plan(features[-3:], beside)
+            used = flow if cut.acting_BTHW is None else known_flow(cut, flow)
+            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), used, share)
         assert moved is not None, "made with gradients"
         return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, flow)]
+
+
+def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
+    """The known displacements in the flow's own form and units; where there are none, the flow."""
+    wanted, known = (x.to(flow_N8hw.device) for x in (cut.displacement_B2Thw, cut.known_BThw[:, None]))
+    unseen = clock.VIDEO_STRIDE - 1  # frames of the first group
+    grouped = [
+        rearrange(torch.cat([x[:, :, :1].repeat(1, 1, unseen, 1, 1), x], 2), "b c (k f) h w -> (b k f) c h w",
+                  f=clock.VIDEO_STRIDE)
+        for x in (wanted / in_pixels(torch.ones(1), cut.picture_BCHW.shape[-1]).item(), known)
+    ]  # fmt: skip
+    flow = rearrange(flow_N8hw.float(), "n (f two) h w -> (n f) two h w", two=2)
+    flow = F.interpolate(flow, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+    return rearrange(torch.lerp(flow, *grouped), "(n f) two h w -> n (f two) h w", f=clock.VIDEO_STRIDE)
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
@@ -303,7 +321,7 @@ def train_reference(
     torch.manual_seed(seed)
     rate = rate or (2e-4 if critic else 2e-3)
     settings = VideoCodecTraining(minutes=minutes, decoder_only=True, rate=rate, noise=0.05, ema=0.99, seed=seed)
-    codec = widened(models.video_codec, reference=True).to(device)
+    codec = widened(models.video_codec, reference=True, parts=config.parts).to(device)
     trainer = (SharpTrainer if critic else ReferenceTrainer)(codec, settings)
     if resume:
         trainer.load(out / "training")

@@ -330,10 +330,14 @@ def train_video_codec(
     return trainer.average
 
 
-def widened(codec: ToonVideoCodec, *, motion: bool = False, reference: bool = False) -> ToonVideoCodec:
-    """The same codec with these parts in its decoder, new ones where it has none."""
+def widened(
+    codec: ToonVideoCodec, *, motion: bool = False, reference: bool = False, parts: int = 0
+) -> ToonVideoCodec:
+    """The same codec with these things in its decoder, new ones where it has none."""
     had = codec.config
-    wider = replace(had, motion=had.motion or motion, reference=had.reference or reference)
+    wider = replace(
+        had, motion=had.motion or motion, reference=had.reference or reference, parts=had.parts or parts
+    )
     if wider == had:
         return codec
     found = ToonVideoCodec(wider)

@@ -182,8 +182,8 @@ def compare(spectra: Spectra, given: dict[str, Tensor], filters_KG: Tensor) -> t
 class VocoderTrainer:
     """The decoder, its moving average, its critic, and what moves them."""
 
-    def __init__(self, codec: ToonAudioCodec, rate: float, seed: int, critic_weight: float = 1.0) -> None:
-        self.codec, self.rate, self.critic_weight = codec.requires_grad_(False), rate, critic_weight
+    def __init__(self, codec: ToonAudioCodec, rate: float, seed: int) -> None:
+        self.codec, self.rate = codec.requires_grad_(False), rate
         self.decoder = codec.decoder.requires_grad_(True).train()
         self.average = {name: p.detach().clone() for name, p in self.decoder.named_parameters()}
         device = codec.mean.device
@@ -220,7 +220,7 @@ class VocoderTrainer:
         pairs = list(zip(seen, features, strict=True))
         match = torch.stack([(a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in pairs]).mean()
         parts["match"] = match
-        return self.critic_weight * (MATCH * match - CHEAT * score.mean())
+        return MATCH * match - CHEAT * score.mean()
 
     def update(self, samples_BS: Tensor, given: dict[str, Tensor], share: float, *, critic: bool) -> dict[str, float]:
         """One step; `share` of the time is over. Returns the terms."""
@@ -278,13 +278,13 @@ def _schedule(share: float) -> float:
 
 def train_decoder(
     draw: Draw, codec: ToonAudioCodec, out: Path, minutes: float, *, batch: int, rate: float, critic_after: float,
-    seed: int, critic_weight: float = 1.0,
+    seed: int,
 ) -> None:
     """Train `codec`'s decoder on batches that `draw` gives for `minutes` and write the codec, and its critic, to `out`.
 
     A critic that lies in `out` goes on at once; a new one joins after `critic_after` of the time.
     """
-    trainer, rng = VocoderTrainer(codec, rate, seed, critic_weight), np.random.default_rng(seed)
+    trainer, rng = VocoderTrainer(codec, rate, seed), np.random.default_rng(seed)
     if trainer.load_critic(out):
         critic_after = -1.0
     device = codec.mean.device
