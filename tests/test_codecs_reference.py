@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
-from streamchar.codecs.reference import Parts, ReferenceMixer, in_pixels
+from streamchar.codecs.reference import Parts, ReferenceMixer, in_pixels, inverse
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
@@ -135,6 +135,9 @@ def test_a_part_moves_as_a_whole() -> None:
     y, x = torch.meshgrid(*(2 * [torch.linspace(-1, 1, 33)[1::2]]), indexing="ij")
     turned = torch.stack([0.1 * x - 0.2 * y + 0.3, 0.2 * x + 0.1 * y - 0.1]).repeat(4, 1, 1)[None]
     features = torch.where(x < 0, -1.0, 1.0)[None, None].repeat(1, 2, 1, 1)
+    m = torch.rand(5, 2, 3, 7)
+    m = m @ m.mT + 0.1 * torch.eye(3)
+    torch.testing.assert_close(inverse(m), torch.linalg.inv(m), rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         one, two = Parts(2, 1), Parts(2, 2)
         torn = turned + 0.5 * torch.randn(turned.shape)

@@ -61,9 +61,18 @@ class Parts(nn.Module):
             squares = (weight @ (place[:, :, None] * place[:, None]).flatten(1)).unflatten(2, (3, 3))
             given = (weight @ (place[:, :, None] * flow[:, :, None]).flatten(2)).unflatten(2, (3, 2))
             stiff = squares[..., 2:, 2:] * torch.diag(torch.tensor([STIFF, STIFF, 0.0], device=flow.device))
-            maps = torch.linalg.solve(squares + stiff, given)
+            maps = inverse(squares + stiff) @ given
             found = torch.einsum("nkp,pi,nkij->njp", belongs, place, maps)
         return rearrange(found, "(n f) two (h w) -> n (f two) h w", f=clock.VIDEO_STRIDE, h=high)
+
+
+def inverse(m_NK33: Tensor) -> Tensor:
+    """Of symmetric 3 x 3 matrices, from their rows' products: a solver would wait for the GPU, which no recorded graph
+    can."""
+    m = m_NK33 / m_NK33[..., 2:, 2:]
+    a, b, c = m.unbind(-2)
+    columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
+    return columns / (a * columns[..., 0]).sum(-1)[..., None, None] / m_NK33[..., 2:, 2:]
 
 
 class ReferenceMixer(nn.Module):

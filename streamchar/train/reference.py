@@ -71,6 +71,8 @@ CELL = 4
 """Pixels of a cell of the known displacements."""
 ASTRAY = 0.05
 """Weight of the flow's distance from them, in pixels."""
+ACTED, ROOM = 0.25, 3
+"""How far a face that acts is from its still, and pixels beside that are its too."""
 GROUPS = 2
 """Of four frames behind the first that one step sees."""
 
@@ -241,11 +243,13 @@ class ReferenceTrainer(Trainer):
         return total
 
     def off(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
-        """The loss: how far from the picture, or from `own` where a face acts."""
+        """The loss: how far from the picture, or from `own` where a face acts: where a mouth and brows may be, and are
+        not as in the still."""
         frames = wanted = cut.frames_BCTHW.to(self.device)
         if cut.acting_BTHW is not None:
-            mask = cut.acting_BTHW[:, None].to(self.device)
-            wanted = frames + mask * (own.float() - frames)
+            other = ((moved.detach() - frames).abs().amax(1) > ACTED).float()
+            mask = cut.acting_BTHW.to(self.device) * F.max_pool2d(other, 2 * ROOM + 1, 1, ROOM)
+            wanted = frames + mask[:, None] * (own.float() - frames)
         loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
         return loss + MOVED * distance(moved - frames)
 
