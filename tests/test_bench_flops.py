@@ -82,8 +82,11 @@ def test_toon_codecs(preset) -> None:
     video, audio = ToonVideoCodec(config.video).eval(), ToonAudioCodec(config.audio).eval()
     latents = torch.randn(1, config.video.latent_channels, T, 2, 4)
     assert counted(video.decode, latents) == codec_flops.video_decode(video, (2, 4))
-    mixing = widened(video, reference=True)
-    assert counted(mixing.decode, latents, latents[:, :, :1]) == codec_flops.video_decode(mixing, (2, 4))
+    picture = torch.zeros(1, 3, 2 * config.video.spatial_stride, 4 * config.video.spatial_stride)
+    for parts in (0, 3):
+        mixing = widened(video, reference=True, parts=parts)
+        found = counted(mixing.decode, latents, latents[:, :, :1], picture)
+        assert found == codec_flops.video_decode(mixing, (2, 4))
     sound = torch.randn(1, J, config.audio.latent_channels)
     with torch.no_grad():
         _, state = audio.decode(sound)

@@ -49,20 +49,36 @@ def audio_decode(codec: Any) -> int | None:
 
 
 def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
-    """Our small VAE: residual levels with depth-to-space maps between, and its motion; with a mixer, the still's latent
-    and the mixture too."""
+    """Our small VAE: residual levels with depth-to-space maps between, and its motion; with a mixer, the mixture too,
+    and what it sees of the still, whose picture is at hand."""
     area = math.prod(latent_size)
     total, positions = _toon_levels(codec.decoder, clock.VIDEO_LATENTS_PER_CHUNK * area)
     mixer = codec.decoder.reference
     if mixer is None:
         return total
     coarse, middle, fine = positions[-3:]
-    total += _toon_levels(codec.decoder, area)[0]
+    total += _still_levels(codec.decoder, area)
     for at, parts in (
         (coarse, (mixer.inward, mixer.coarse, mixer.up)), (middle, (mixer.across, mixer.middle, mixer.flow)),
         (fine, (mixer.share,)),
     ):  # fmt: skip
         total += sum(_convs(part, at) for part in parts)
+    if mixer.parts is not None:
+        frames = clock.VIDEO_STRIDE * clock.VIDEO_LATENTS_PER_CHUNK
+        place = middle // clock.VIDEO_LATENTS_PER_CHUNK
+        total += _convs(mixer.parts.said, middle)
+        total += 2 * frames * mixer.parts.count * (place * (9 + 6 + 6) + 18)  # both sums, maps at work; the maps
+    return total
+
+
+def _still_levels(decoder: Decoder, positions: int) -> int:
+    """Operations from a still's latent to what the mixer sees of it."""
+    total = _convs(decoder.stem, positions) + _convs(decoder.levels[0], positions)
+    ups, levels = list(decoder.ups), list(decoder.levels)[1:-2]
+    for up, level, following in zip(ups, levels, ups[1:], strict=False):
+        total += _convs(up, positions)
+        positions *= up.out_channels // following.in_channels
+        total += _convs(level, positions)
     return total
 
 

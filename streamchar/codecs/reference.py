@@ -62,7 +62,7 @@ class Parts(nn.Module):
             given = (weight @ (place[:, :, None] * flow[:, :, None]).flatten(2)).unflatten(2, (3, 2))
             stiff = squares[..., 2:, 2:] * torch.diag(torch.tensor([STIFF, STIFF, 0.0], device=flow.device))
             maps = inverse(squares + stiff) @ given
-            found = torch.einsum("nkp,pi,nkij->njp", belongs, place, maps)
+            found = (belongs[..., None] * (place @ maps)).sum(1).mT
         return rearrange(found, "(n f) two (h w) -> n (f two) h w", f=clock.VIDEO_STRIDE, h=high)
 
 

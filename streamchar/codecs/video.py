@@ -143,10 +143,10 @@ class Decoder(nn.Module):
         own = self.picture(features)
         if still_BC1HW is None or self.reference is None:
             return own
-        picture = picture_BCHW
-        if picture is None:
-            picture = self.picture(self.features(still_BC1HW))[:, -3:]
-        return self.reference(own, features[-3:], picture, self.beside(still_BC1HW))[0]
+        if picture_BCHW is not None:
+            return self.reference(own, features[-3:], picture_BCHW, self.beside(still_BC1HW))[0]
+        seen = self.features(still_BC1HW)
+        return self.reference(own, features[-3:], self.picture(seen)[:, -3:], seen[-3])[0]
 
     def beside(self, still_BC1HW: Tensor) -> Tensor:
         """The features of a still that the mixer sees, from its raw latents."""
