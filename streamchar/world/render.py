@@ -280,17 +280,20 @@ def displacement(who: Character, track: MotionTrack, size: int = 256, cell: int 
     """Where the reference frame shows what a frame shows: (T, 2, size / cell, size / cell), x and y in pixels from
     each cell's centre, and (T, size / cell, size / cell), whether it does. It does not behind the character nor where
     an arm is in front; mouth, eyes and brows come from where they rest."""
-    cast, scale = _cast(who, size, str(track.smile.device)), size / UNITS
-    centres = (torch.arange(size // cell, device=track.smile.device) + 0.5) * (cell / scale)
+    device = track.smile.device
+    cast, scale = _cast(who, size, str(device)), size / UNITS
+    centres = (torch.arange(size // cell, device=device) + 0.5) * (cell / scale)
     here = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))
-    found, known = torch.zeros(len(track), *here.shape), torch.zeros(len(track), *here.shape[1:], dtype=torch.bool)
+    found = torch.zeros(len(track), *here.shape, device=device)
+    known = torch.zeros(len(track), *here.shape[1:], dtype=torch.bool, device=device)
     rest, boxes = neutral(), [face.mouth_reach(cast.head)]
     boxes += [reach(cast.head, side) for reach in (face.eye_reach, face.brow_reach) for side in (-1, 1)]
     for name in ("back", "body", "skull", "features", "acting", "glasses", "front"):
         if name not in cast.sprites and name != "acting":
             continue
         depth = DEPTH["features" if name == "acting" else name] if name != "body" else 0.0
-        now, home = (_body_pose(t) if name == "body" else _head_pose(t, depth) for t in (track, rest))
+        poses = (_body_pose(t) if name == "body" else _head_pose(t, depth) for t in (track, rest))
+        now, home = (pose.to(device) for pose in poses)
         back = _inverse(now)
         x, y = torch.einsum("tij,jhw->ithw", back[:, :, :2], here) + back[:, :, 2].T[:, :, None, None]
         if name == "skull":
@@ -299,21 +302,30 @@ def displacement(who: Character, track: MotionTrack, size: int = 256, cell: int 
             inside = [(x > x0) & (x < x1) & (y > y0) & (y < y1) for x0, y0, x1, y1 in boxes]
             shown = known & torch.stack(inside).any(0)
         else:
-            sprite = cast.sprites[name]
-            _, high, wide = sprite.pixels.shape
-            place = [((x - sprite.x0) / wide, (y - sprite.y0) / high)[i] * (2 * sprite.scale) - 1 for i in (0, 1)]
-            alpha = sprite.pixels[3:].expand(len(track), -1, -1, -1)
-            shown = F.grid_sample(alpha, torch.stack(place, -1), align_corners=False)[:, 0] > 0.5
+            shown = _opacity(cast.sprites[name], x, y) > 0.5
         there = torch.einsum("ij,jthw->tihw", home[0, :, :2], torch.stack([x, y])) + home[:, :, 2, None, None]
         found = torch.where(shown[:, None], there - here, found)
         known = known | shown
-    arms, body, everywhere = limbs.fitted(who, track.arms), _body_pose(track), here[:, None].expand(-1, len(track), -1, -1)
+    return found * scale, known & ~_behind_arms(who, track, here, scale)
+
+
+def _opacity(sprite: Sprite, x: Tensor, y: Tensor) -> Tensor:
+    """(T, h, w) of a sprite at local places."""
+    _, high, wide = sprite.pixels.shape
+    grid = torch.stack([(x - sprite.x0) * (2 * sprite.scale / wide) - 1, (y - sprite.y0) * (2 * sprite.scale / high) - 1], -1)
+    return F.grid_sample(sprite.pixels[3:].expand(len(x), -1, -1, -1), grid, align_corners=False)[:, 0]
+
+
+def _behind_arms(who: Character, track: MotionTrack, here_2hw: Tensor, scale: float) -> Tensor:
+    """(T, h, w): whether an arm or hand is in front of places in picture units."""
+    arms, body = limbs.fitted(who, track.arms), _body_pose(track)
+    hidden = torch.zeros(len(track), *here_2hw.shape[1:], dtype=torch.bool, device=here_2hw.device)
     for side, place in ((0, -56.0 * who.shoulder), (1, 56.0 * who.shoulder)):
         shoulder = (body @ torch.tensor([place, 220.0, 1.0], device=body.device)).unbind(-1)
         up = (arms.y[:, side] < UNITS + limbs.HAND).view(-1, 1, 1)
-        for _, amount in limbs.arm_layers(who, arms, side, shoulder, *everywhere, scale):
-            known = known & ~(up & (amount > 0.5))
-    return found * scale, known
+        for _, amount in limbs.arm_layers(who, arms, side, shoulder, *here_2hw[:, None].expand(-1, len(track), -1, -1), scale):
+            hidden = hidden | up & (amount > 0.5)
+    return hidden
 
 
 def _pixel_boxes(who: Character, track: MotionTrack, box: Box, size: int) -> Tensor:
