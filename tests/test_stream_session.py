@@ -7,8 +7,10 @@ import logging
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from streams import CONFIG, LONG, SHORT, paced, start, tiny_models
 
 from streamchar import clock
@@ -142,6 +144,22 @@ def test_bad_input_is_refused(models, options, message):
     given = {"text": SHORT, "character": torch.zeros(3, 64, 64), **options}
     with pytest.raises(InputError, match=message):
         StreamCharPipeline(models).start(**given)
+
+
+def test_a_pipeline_reads_files_and_refuses_what_is_none(models, tmp_path):
+    pipe = StreamCharPipeline(models)
+    size = (CONFIG.height, CONFIG.width)
+    colours = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "who.png")
+    by_path = pipe.start(SHORT, character=tmp_path / "who.png")
+    pictured = torch.from_numpy(colours).permute(2, 0, 1).float() / 127.5 - 1
+    assert torch.allclose(by_path.still, pipe.start(SHORT, character=pictured).still, atol=1e-4)
+    assert torch.equal(pipe.start(SHORT, character="7").still, pipe.start(SHORT, character=7).still)
+    (tmp_path / "voice.wav").write_bytes(b"no sound")
+    with pytest.raises(InputError, match="not an audio file"):
+        pipe.start(SHORT, character=7, voice=tmp_path / "voice.wav")
+    with pytest.raises(InputError, match="got NoneType and float"):
+        pipe.start(SHORT, character=None, voice=0.5)
 
 
 def test_no_steps_are_refused(models):

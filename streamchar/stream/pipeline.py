@@ -75,16 +75,18 @@ class StreamCharPipeline:
         ]
 
     def start(
-        self, text: str, *, character: Tensor | int = 7, prompt: str = "", voice: Tensor | None = None, seed: int = 0,
-        steps: int | None = None, guidance: float | None = None,
+        self, text: str, *, character: Tensor | int | str | Path = 7, prompt: str = "",
+        voice: Tensor | str | Path | None = None, seed: int = 0, steps: int | None = None,
+        guidance: float | None = None,
     ) -> StreamState:
         """The state of a stream that has not begun.
 
         `character`: a seed of the cartoon world, or a picture in [-1, 1]: (3, H, W), (1, 3, H, W), or
-        (3, 1, H, W) as `inputs.read_image` gives it;
-        `voice`: (S,) samples at 49,152 Hz to take the speaker from; for a seed it defaults to the
+        (3, 1, H, W) as `inputs.read_image` gives it; or an image file;
+        `voice`: (S,) samples at 49,152 Hz to take the speaker from, or a sound file; for a seed it defaults to the
         character's own voice.
         """
+        character, voice = self._read(character, voice)
         steps = self.models.steps if steps is None else steps
         if steps < 1:
             raise ConfigError(f"sampling steps must be at least 1, got {steps}; 16 is a good value")
@@ -114,6 +116,24 @@ class StreamCharPipeline:
             still=still.clone(), picture=seen if self.config.video.reference else None,
             voice=None if latents is None else latents.clone(),
         )
+
+    def _read(
+        self, character: Tensor | int | str | Path, voice: Tensor | str | Path | None
+    ) -> tuple[Tensor | int, Tensor | None]:
+        """Files read, anything else refused."""
+        from streamchar.stream.inputs import read_character, read_voice
+
+        if isinstance(character, (str, Path)):
+            character = read_character(str(character), self.config.height, self.config.width)
+        if isinstance(voice, (str, Path)):
+            longest = self.config.orchestrator.max_reference / clock.AUDIO_LATENT_RATE
+            voice = read_voice(voice, max_seconds=float(longest))
+        if not isinstance(character, (int, Tensor)) or not (voice is None or isinstance(voice, Tensor)):
+            raise InputError(
+                "expected a character as a seed, an image file or a tensor, and a voice as a sound file or a tensor, "
+                f"got {type(character).__name__} and {type(voice).__name__}"
+            )
+        return character, voice
 
     def _cartoon(self, seed: int, voice: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reference frame and voice of a character of the world."""
