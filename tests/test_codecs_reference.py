@@ -233,11 +233,12 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
     assert frozen and all(torch.equal(now[name], value) for name, value in frozen.items())
 
 
-def test_mouth_and_brows_are_left_to_the_decoder() -> None:
-    boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4]]])
+def test_mouth_brows_and_cheeks_are_left_to_the_decoder() -> None:
+    boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4], [0.6, 0.3, 0.7, 0.4]]])
     mask = training.acting(boxes, 100)[0]
     assert mask[65, 50] == mask[70, 50] == mask[65, 37] == 1 and mask[75, 50] == 0
     assert mask[30, 35] == mask[29, 35] == 1 and mask[36, 35] == 0 and mask[25, 35] == 0  # the brow, not the eye
+    assert mask[50, 32] == mask[50, 68] == 1 and mask[50, 25] == mask[50, 75] == 0  # a blush
 
 
 def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None:

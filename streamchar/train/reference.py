@@ -71,7 +71,7 @@ CELL = 4
 """Pixels of a cell of the known displacements."""
 ASTRAY = 0.05
 """Weight of the flow's distance from them, in pixels."""
-ACTED, ROOM = 0.25, 3
+ACTED, ROOM = 0.12, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
 GROUPS = 2
 """Of four frames behind the first that one step sees."""
@@ -293,16 +293,23 @@ def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W): 1 on the mouth (first box) and on the brows (top of the next two, the eyes), with room around them.
+    """(T, H, W): 1 on the mouth (first box), on the brows (top of the next two, the eyes) and on the cheeks between
+    them, with room around.
 
     What a student's estimate of a mouth lacks is not in the still either, whose mouth and brows are at rest: the mean
     of both speaks less and is in no mood. So there the decoder's own picture is the target."""
     mask_THW = torch.zeros(len(boxes_TB4), size, size)
-    for t, boxes in enumerate(boxes_TB4 * size):
-        for i, (left, top, right, bottom) in enumerate(boxes[:3]):
+    for t, (mouth, *eyes) in enumerate(boxes_TB4[:, :3] * size):
+        wide, high = 0.2 * (mouth[2] - mouth[0]), 0.1 * (mouth[3] - mouth[1])
+        areas = [(mouth[0] - wide, mouth[1] - high, mouth[2] + wide, mouth[3] + high)]
+        for left, top, right, bottom in eyes:
             wide, high = 0.2 * (right - left), bottom - top
-            upper, lower = (top - 0.2 * high, top + 0.3 * high) if i else (top - 0.1 * high, bottom + 0.1 * high)
-            x0, x1, y0, y1 = (max(0, round(float(v))) for v in (left - wide, right + wide, upper, lower))
+            areas.append((left - wide, top - 0.2 * high, right + wide, top + 0.3 * high))
+        if eyes:
+            (left, *_), (*_, right, _) = eyes[0], eyes[-1]
+            areas.append((left, max(eye[3] for eye in eyes), right, mouth[1]))
+        for x0, y0, x1, y1 in areas:
+            x0, x1, y0, y1 = (max(0, round(float(v))) for v in (x0, x1, y0, y1))
             mask_THW[t, y0:y1, x0:x1] = 1
     return mask_THW
 
