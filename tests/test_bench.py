@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -88,7 +89,9 @@ def test_a_paced_stream_goes_on_and_its_window_slides(models) -> None:
 
 
 def test_ceiling_is_a_rate() -> None:
-    assert 1e-4 < matmul_ceiling(CPU, torch.float32, side=128) < 1e3
+    ticks = itertools.count()
+    found = matmul_ceiling(CPU, torch.float32, side=128, now=lambda: float(next(ticks)))
+    assert found == pytest.approx(2 * 128**3 / 1e12), "each product took one second of this clock"
 
 
 def test_rival_has_our_widths_and_tokens() -> None:
