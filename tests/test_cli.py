@@ -25,6 +25,7 @@ import streamchar
 from streamchar.cli.main import main
 from streamchar.clock import CHUNK_SECONDS, FRAMES_PER_CHUNK, SAMPLES_PER_CHUNK
 from streamchar.errors import CheckpointError, StateError
+from streamchar.stream.pipeline import StreamCharPipeline
 from streamchar.types import Chunk, Transcript, Word
 
 SIZE = 64
@@ -96,6 +97,8 @@ class FakePipeline:
         if name != "toon":
             raise CheckpointError(f"there is no model {name!r}:\n  expected a folder with model_index.json")
         return cls()
+
+    read = StreamCharPipeline.read
 
     def start(self, text: str, **conditions: Any) -> FakeState:
         type(self).started = {"text": text, **conditions}

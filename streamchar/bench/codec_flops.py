@@ -57,7 +57,7 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
     if mixer is None:
         return total
     coarse, middle, fine = positions[-3:]
-    total += _still_levels(codec.decoder, area)
+    total += _toon_levels(codec.decoder, area, len(codec.decoder.levels) - 2)[0]
     for at, parts in (
         (coarse, (mixer.inward, mixer.coarse, mixer.up)), (middle, (mixer.across, mixer.middle, mixer.flow)),
         (fine, (mixer.share,)),
@@ -71,26 +71,17 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
     return total
 
 
-def _still_levels(decoder: Decoder, positions: int) -> int:
-    """Operations from a still's latent to what the mixer sees of it."""
-    total = _convs(decoder.stem, positions) + _convs(decoder.levels[0], positions)
-    ups, levels = list(decoder.ups), list(decoder.levels)[1:-2]
-    for up, level, following in zip(ups, levels, ups[1:], strict=False):
-        total += _convs(up, positions)
-        positions *= up.out_channels // following.in_channels
-        total += _convs(level, positions)
-    return total
-
-
-def _toon_levels(decoder: Decoder, positions: int) -> tuple[int, list[int]]:
-    """Operations from the latents to the picture, and the positions of each level."""
-    ups, levels = list(decoder.ups), list(decoder.levels)
-    total, found = _convs(decoder.stem, positions) + _convs(levels[0], positions), [positions]
-    for up, level, following in zip(ups, levels[1:], [*ups[1:], decoder.head], strict=True):
+def _toon_levels(decoder: Decoder, positions: int, levels: int | None = None) -> tuple[int, list[int]]:
+    """Operations from the latents to the picture, or through the first `levels`; and the positions of each."""
+    parts = list(decoder.levels)[:levels]
+    total, found = _convs(decoder.stem, positions) + _convs(parts[0], positions), [positions]
+    for up, level, following in zip(decoder.ups, parts[1:], [*decoder.ups[1:], decoder.head], strict=False):
         total += _convs(up, positions)
         positions *= up.out_channels // following.in_channels  # channels become pixels, or frames
         total += _convs(level, positions)
         found.append(positions)
+    if levels is not None:
+        return total, found
     if decoder.motion is not None:
         motion = decoder.motion
         total += _convs(motion.key, positions) + _convs(motion.share, positions) + _convs(motion.flow, found[-2])

@@ -164,8 +164,7 @@ def speak(request: Request) -> dict[str, Any]:
 def _prepare(request: Request, text: str | None):
     """Load the model and check every input; returns what starts the session, so that only streaming
     is timed."""
-    from streamchar.clock import AUDIO_LATENT_RATE
-    from streamchar.stream.inputs import check_speakable, read_character, read_voice
+    from streamchar.stream.inputs import check_speakable
     from streamchar.stream.pipeline import StreamCharPipeline
 
     for path in (request.voice, request.resume):
@@ -178,15 +177,12 @@ def _prepare(request: Request, text: str | None):
         state = StreamState.load(request.resume)
         return lambda: pipe.session(state)
     assert text is not None
-    config = pipe.config
     check_speakable(text, pipe.tokenizer, pipe.unspeakable)
     prompt = DEFAULT_PROMPT if request.prompt is None else request.prompt
     for warning in pipe.prompt_warnings(prompt):
         logger.warning("%s", warning)
     character = DEFAULT_CHARACTER if request.character is None else request.character
-    who = read_character(character, config.height, config.width)
-    longest = float(config.orchestrator.max_reference / AUDIO_LATENT_RATE)
-    voice = read_voice(request.voice, max_seconds=longest) if request.voice else None
+    who, voice = pipe.read(character, request.voice)
     return lambda: pipe.session(
         pipe.start(
             text,

@@ -86,7 +86,7 @@ class StreamCharPipeline:
         `voice`: (S,) samples at 49,152 Hz to take the speaker from, or a sound file; for a seed it defaults to the
         character's own voice.
         """
-        character, voice = self._read(character, voice)
+        character, voice = self.read(character, voice)
         steps = self.models.steps if steps is None else steps
         if steps < 1:
             raise ConfigError(f"sampling steps must be at least 1, got {steps}; 16 is a good value")
@@ -117,10 +117,10 @@ class StreamCharPipeline:
             voice=None if latents is None else latents.clone(),
         )
 
-    def _read(
+    def read(
         self, character: Tensor | int | str | Path, voice: Tensor | str | Path | None
     ) -> tuple[Tensor | int, Tensor | None]:
-        """Files read, anything else refused."""
+        """What `start` takes, with files read: by name, or the seed that a name is. Raises `InputError`."""
         from streamchar.stream.inputs import read_character, read_voice
 
         if isinstance(character, (str, Path)):
