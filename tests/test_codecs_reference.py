@@ -139,40 +139,64 @@ def test_a_part_moves_as_a_whole() -> None:
     m = m @ m.mT + 0.1 * torch.eye(3)
     torch.testing.assert_close(inverse(m), torch.linalg.inv(m), rtol=1e-3, atol=1e-3)
     with torch.no_grad():
-        one, two = Parts(2, 1), Parts(2, 2)
+        one, two = Parts(2, 2, 1), Parts(2, 2, 2)
         torn = turned + 0.5 * torch.randn(turned.shape)
-        assert float((one(turned, features) - turned).abs().max()) < 0.03
-        assert float((one(torn, features) - turned).abs().mean()) < 0.25 * float((torn - turned).abs().mean())
+        assert float((one(turned, features, features) - turned).abs().max()) < 0.03
+        assert float((one(torn, features, features) - turned).abs().mean()) < 0.25 * float((torn - turned).abs().mean())
         for parameter in two.parameters():
             parameter.zero_()
         two.said.weight[:2, 0, 0, 0] = torch.tensor([-20.0, 20.0])  # of the first frame alone
         apart = turned * torch.where(x < 0, 1.0, -1.0)
-        off = (two(apart, features) - apart).abs().unflatten(1, (4, 2)).mean((0, 2, 3, 4))
+        off = (two(apart, features, features) - apart).abs().unflatten(1, (4, 2)).mean((0, 2, 3, 4))
     assert float(off[0]) < 0.01 < 0.1 < float(off[1:].min())
 
 
-def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec) -> None:
+def test_where_parts_end_is_said_by_finer_features() -> None:
+    """Two parts that coarse features do not tell apart, and the places between two of theirs."""
+    torch.manual_seed(0)
+    parts, fine = Parts(2, 1, 2), torch.linspace(-1, 1, 65)[1::2].expand(1, 1, 32, 32)
+    with torch.no_grad():
+        for parameter in parts.parameters():
+            parameter.zero_()
+        flow, nothing = torch.zeros(1, 8, 16, 16), torch.zeros(1, 2, 16, 16)
+        flow[:, ::2, :, 8:] = 0.5
+        parts.said.weight[::3, 0], parts.said.bias[1::3] = 20.0, 0.0
+        features = nothing.clone()
+        features[:, 0, :, :8], features[:, 0, :, 8:] = 1.0, -1.0
+        assert float((parts(flow, features, fine)[:, 0] - (fine[:, 0] > 0) * 0.5).abs().amax((0, 1))[18:].max()) < 0.02
+        assert parts(flow, features, fine).shape == (1, 8, 32, 32)
+        parts.edges.weight[1::2] = 400.0  # one pixel further to the left
+        moved = parts(flow, features, fine + 1 / 16)
+        assert float(moved[0, 0, :, 15].mean()) > 0.4 > 0.1 > float(moved[0, 0, :, 13].mean())
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec, parts: int) -> None:
     """Frames say nothing (all grey): only what the world knows can teach the flow. Where nothing is known, nothing is
-    asked."""
+    asked; and what a face's acting adds is asked of the flow beside the parts'."""
+    codec = widened(codec, reference=True, parts=parts)
     grey, z = torch.zeros(1, 3, 9, 64, 64), latents(3)
-    known, wanted = torch.zeros(1, 9, 16, 16), torch.zeros(1, 2, 9, 16, 16)
-    known[..., :8], wanted[:, 0], wanted[:, 0, ..., 8:] = 1.0, 2.0, 50.0
+    known, wanted, acted = torch.zeros(1, 9, 16, 16), torch.zeros(1, 2, 9, 16, 16), torch.zeros(1, 2, 9, 16, 16)
+    known[..., :8], wanted[:, 0], wanted[:, 0, ..., 8:], acted[:, 0] = 1.0, 2.0, 50.0, 1.5 if parts else 0.0
     piece = Cut(
         frames_BCTHW=grey, weight_BTHW=torch.ones(1, 9, 64, 64), latents_BCKHW=z, still_BC1HW=latents(1),
-        picture_BCHW=grey[:, :, 0], displacement_B2Thw=wanted, known_BThw=known,
+        picture_BCHW=grey[:, :, 0], displacement_B2Thw=wanted, acted_B2Thw=acted, known_BThw=known,
+        acting_BTHW=torch.zeros(1, 9, 64, 64), estimate=False,
     )  # fmt: skip
     trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
     draw = torch.Generator().manual_seed(0)
 
-    def flow() -> Tensor:
-        return trainer.mixture(piece, draw)[3].detach()
+    def plan() -> list[Tensor]:
+        _, moved, _, *found = trainer.mixture(piece, draw)
+        return [part.detach() for part in (moved, *found)]
 
-    before = float(trainer.astray(piece, flow()))
+    before = float(trainer.astray(piece, *plan()))
     for _ in range(60):
         trainer.update([piece], draw)
-    assert float(trainer.astray(piece, flow())) < 0.3 * before
-    pixels = in_pixels(flow(), 64)
-    assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(2.0, abs=0.6) and float(pixels.abs().max()) < 20
+    assert float(trainer.astray(piece, *plan())) < 0.3 * before
+    for flow, mean in zip(plan()[1:3], (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
+        pixels = in_pixels(flow, 64)
+        assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(mean, abs=0.6) and float(pixels.abs().max()) < 20
 
 
 def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:
@@ -210,7 +234,8 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
         return Cut(
             frames_BCTHW=pictures[i : i + 1], weight_BTHW=torch.ones(1, 9, 32, 32), still_BC1HW=clean[:, :, :1],
             picture_BCHW=pictures[i : i + 1, :, 0],
-            displacement_B2Thw=torch.zeros(1, 2, 9, 8, 8), known_BThw=torch.zeros(1, 9, 8, 8),
+            displacement_B2Thw=torch.zeros(1, 2, 9, 8, 8), acted_B2Thw=torch.zeros(1, 2, 9, 8, 8),
+            known_BThw=torch.zeros(1, 9, 8, 8), acting_BTHW=torch.zeros(1, 9, 32, 32), estimate=False,
             latents_BCKHW=clean + clean.std() * torch.randn(clean.shape, generator=draw),
         )
 
@@ -233,12 +258,20 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
     assert frozen and all(torch.equal(now[name], value) for name, value in frozen.items())
 
 
-def test_mouth_brows_and_cheeks_are_left_to_the_decoder() -> None:
+def test_mouth_eyes_and_cheeks_are_left_to_the_decoder() -> None:
     boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4], [0.6, 0.3, 0.7, 0.4]]])
     mask = training.acting(boxes, 100)[0]
-    assert mask[65, 50] == mask[70, 50] == mask[65, 37] == 1 and mask[75, 50] == 0
-    assert mask[30, 35] == mask[29, 35] == 1 and mask[36, 35] == 0 and mask[25, 35] == 0  # the brow, not the eye
-    assert mask[50, 32] == mask[50, 68] == 1 and mask[50, 25] == mask[50, 75] == 0  # a blush
+    assert mask[65, 50] == mask[70, 50] == mask[65, 37] == training.MOUTH and mask[75, 50] == 0
+    assert mask[31, 35] == mask[39, 29] == mask[21, 35] == training.EYE  # and the brow
+    assert mask[19, 35] == 0 and mask[41, 35] == training.CHEEK
+    off = torch.zeros(1, 3, 1, 100, 100)
+    off[..., 60:70, 45:47] = off[..., 34:36, 30:40] = 0.5  # a lip, a lid's edge
+    found = training.acts(mask[None, None], off)[0, 0]
+    assert found[65, 50] == 1 and found[65, 56] == 0 and not found[30:40].any()
+    off[..., 27:42, 58:73] = 0.5  # an eye that is shut
+    found = training.acts(mask[None, None], off)[0, 0]
+    assert found[31:40, 60:70].all() and not found[30:40, :45].any()
+    assert mask[50, 32] == mask[69, 68] == training.CHEEK and mask[50, 25] == mask[50, 75] == 0  # a blush
 
 
 def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import torch
 from streamchar.codecs.motion import move
 from streamchar.errors import DataError, InputError
 from streamchar.types import Phoneme, Speech, Word
-from streamchar.world import prompt, splits
+from streamchar.world import face, prompt, splits
 from streamchar.world.character import VOICES, character
+from streamchar.world.displacement import displacement
 from streamchar.world.gesture import Arms
 from streamchar.world.motion import neutral, plan
+from streamchar.world.portrait import head_of
 from streamchar.world.prompt import Direction, parse, phrase, sample_direction
 from streamchar.world.render import (
-    displacement,
     draw_frame,
     eye_boxes,
     hand_boxes,
@@ -284,13 +285,39 @@ def test_the_still_moved_by_its_displacement_is_the_frame(speech):
         who = character(number)
         track = plan(speech, asked, number, 48).slice(8, 40)
         frames, still = render(who, track, 128).float(), draw_frame(who, 128).float()
-        moved, known = displacement(who, track, 128)
+        moved, _, known = displacement(who, track, 128)
         assert moved.shape == (32, 2, 32, 32) and known.shape == (32, 32, 32)
         assert 0.15 < float(known.float().mean()) < 0.7
         shown = known.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand_as(frames)
         rest = still.expand_as(frames)
         off, before = (float((x - frames)[shown].abs().mean()) for x in (move(rest, moved), rest))
         assert off < 0.6 * before, (number, off, before)
+
+
+def test_brows_and_eyes_are_moved_as_themselves(speech):
+    """Around the eyes the moved still has the frame's brows, lids and gaze, which an angry face has elsewhere; and a
+    brow's field folds nothing."""
+    for number in (103, 300, 302):  # no fringe
+        who = character(number)
+        track = plan(speech, Direction(mood="angry", gesture="still"), number, 48).slice(8, 40)
+        track = replace(track, blink=torch.zeros(32), gaze_x=torch.full((32,), 0.7))
+        frames, still = render(who, track).float(), draw_frame(who, 256).float().expand(32, -1, -1, -1)
+        found, acted, _ = displacement(who, track, 256)
+        assert 5 < float(acted.abs().amax()) < 20 and float(acted.abs().mean()) < 0.3
+        for upper in (True, False):
+            offs = [0.0, 0.0]
+            for t, eyes in enumerate(eye_boxes(who, track)):
+                for x0, y0, x1, y1 in eyes.round().int().tolist():
+                    place = (t, slice(None), slice(2 * y0 - y1, y0) if upper else slice(y0, y1), slice(x0, x1))
+                    for i, field in enumerate((found, found - acted)):
+                        offs[i] += float((move(still, field)[place] - frames[place]).abs().mean())
+            assert offs[0] < (0.75 if upper else 0.9) * offs[1], (number, upper, offs)
+    head, rest = head_of(who), neutral()
+    y, x = torch.meshgrid(torch.arange(-60.0, 20.0), torch.arange(-60.0, 60.0), indexing="ij")
+    for lifted, tilt in ((-1.2, 0.0), (1.4, 0.0), (0.0, -1.0), (0.0, 1.0), (-0.5, -1.0)):
+        there = replace(track, brow_raise=torch.full((32,), lifted), brow_tilt=torch.full((32,), tilt)).slice(0, 1)
+        down, near = face.brow_moved(who, head, there, rest, 1, x[None], y[None])
+        assert float(near.min()) == 0 < 1 == float(near.max()) and float((y - down).diff(dim=1).min()) > 0
 
 
 def test_the_opening_is_measured_from_pixels(speech):

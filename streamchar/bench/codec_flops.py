@@ -63,11 +63,13 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
         (fine, (mixer.share,)),
     ):  # fmt: skip
         total += sum(_convs(part, at) for part in parts)
-    if mixer.parts is not None:
+    if mixer.parts is not None and mixer.acting is not None:
         frames = clock.VIDEO_STRIDE * clock.VIDEO_LATENTS_PER_CHUNK
-        place = middle // clock.VIDEO_LATENTS_PER_CHUNK
-        total += _convs(mixer.parts.said, middle)
-        total += 2 * frames * mixer.parts.count * (place * (9 + 6 + 6) + 18)  # both sums, maps at work; the maps
+        place, end = (x // clock.VIDEO_LATENTS_PER_CHUNK for x in (middle, fine))
+        total += _convs(mixer.parts.said, middle) + _convs(mixer.parts.edges, fine)
+        total += _convs(mixer.acting.inward, fine) + _convs(mixer.acting.flow, fine) + _convs(mixer.acting.tint, middle)
+        # both sums and the maps; the maps mixed, and at work
+        total += 2 * frames * (mixer.parts.count * (place * (9 + 6) + 18) + end * 6 * (mixer.parts.count + 1))
     return total
 
 

@@ -4,12 +4,15 @@ A character's hair, hat and glasses stand sharp in the still that a stream begin
 only says where they went. Per frame, a flow field out of the decoder's own features moves the still's picture, and
 every pixel is a mixture of three: the decoder's own, the moved still's, and the still's where it was (what stands
 behind the character). With `parts`, the flow is that of a few parts which move as wholes each: a turned head is not
-torn where its latents do not agree on how far. At initialisation the mixture is all but the decoder's own.
+torn where its latents do not agree on how far. A small flow of each place's own comes on top, for what a face does
+with brows, lids and gaze, and a smooth colour, for a blush. At initialisation the mixture is all but the decoder's own.
 
 Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side at the finest level.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,8 @@ from streamchar.errors import ConfigError
 
 COARSE, MIDDLE = 96, 64
 """Channels of the two levels that see both pictures."""
+ACTING = 48
+"""Channels behind the flow of what a face does."""
 BLOCKS = (3, 2)
 REACH = 0.2
 """Of the picture's half side: what a flow of 1 is."""
@@ -37,33 +42,47 @@ class Parts(nn.Module):
     """A flow -> the flow of a few parts, each moving by the affine map that fits it best.
 
     Features say which part each place belongs to, and how far its flow is to be trusted; the maps are weighted least
-    squares. So places that do not know where they come from go with their part.
+    squares. So places that do not know where they come from go with their part. Where one part ends and the next one
+    begins is said by finer features than the flow's.
     """
 
-    def __init__(self, channels: int, count: int) -> None:
+    def __init__(self, channels: int, fine: int, count: int) -> None:
         super().__init__()
         self.count = count
         self.said = nn.Conv2d(channels, clock.VIDEO_STRIDE * (count + 1), 1)
         nn.init.normal_(self.said.weight, std=2 * channels**-0.5)
+        self.edges = nn.Conv2d(fine, clock.VIDEO_STRIDE * count, 1, bias=False)
+        nn.init.zeros_(self.edges.weight)
 
-    def forward(self, flow_N8hw: Tensor, x_NChw: Tensor) -> Tensor:
-        """(N, 4 2, h, w) and features of its size -> as the first, in float32."""
-        high, wide = flow_N8hw.shape[-2:]
+    def forward(self, flow_N8hw: Tensor, x_NChw: Tensor, fine_NCHW: Tensor) -> Tensor:
+        """(N, 4 2, h, w), features of its size and finer ones -> (N, 4 2, H, W), in float32."""
+        size = high, wide = fine_NCHW.shape[-2:]
         with torch.autocast(x_NChw.device.type, enabled=False):
             said = self.said(x_NChw.to(self.said.weight.dtype)).float()
-            said = rearrange(said, "n (f k) h w -> (n f) k (h w)", f=clock.VIDEO_STRIDE)
-            flow = rearrange(flow_N8hw.float(), "n (f two) h w -> (n f) (h w) two", f=clock.VIDEO_STRIDE)
-            belongs = said[:, : self.count].softmax(1)
-            weight = belongs * said[:, self.count :].sigmoid() + 1e-4
-            y, x = (torch.linspace(-1, 1, 2 * n + 1, device=flow.device)[1::2] for n in (high, wide))
-            place = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(high, wide, device=flow.device)], -1)
-            place = place.flatten(0, 1)
-            squares = (weight @ (place[:, :, None] * place[:, None]).flatten(1)).unflatten(2, (3, 3))
-            given = (weight @ (place[:, :, None] * flow[:, :, None]).flatten(2)).unflatten(2, (3, 2))
-            stiff = squares[..., 2:, 2:] * torch.diag(torch.tensor([STIFF, STIFF, 0.0], device=flow.device))
-            maps = inverse(squares + stiff) @ given
-            found = (belongs[..., None] * (place @ maps)).sum(1).mT
+            said = rearrange(said, "n (f k) h w -> (n f) k h w", f=clock.VIDEO_STRIDE)
+            maps = self.maps(rearrange(flow_N8hw.float(), "n (f two) h w -> (n f) two h w", two=2), said)
+            edges = self.edges(fine_NCHW.to(self.edges.weight.dtype)).float()
+            belongs = F.interpolate(said[:, : self.count], size=size, mode="bilinear", align_corners=False)
+            belongs = (belongs + rearrange(edges, "n (f k) h w -> (n f) k h w", k=self.count)).softmax(1).flatten(2)
+            mixed = torch.einsum("nkp,nkij->npij", belongs, maps)
+            found = torch.einsum("npij,pi->njp", mixed, places(high, wide, maps.device))
         return rearrange(found, "(n f) two (h w) -> n (f two) h w", f=clock.VIDEO_STRIDE, h=high)
+
+    def maps(self, flow_N2hw: Tensor, said_NKhw: Tensor) -> Tensor:
+        """(N, K, 3, 2): of a place (x, y, 1), where each part has it come from."""
+        said, flow = said_NKhw.flatten(2), flow_N2hw.flatten(2).mT
+        weight = said[:, : self.count].softmax(1) * said[:, self.count :].sigmoid() + 1e-4
+        place = places(*flow_N2hw.shape[-2:], flow.device)
+        squares = (weight @ (place[:, :, None] * place[:, None]).flatten(1)).unflatten(2, (3, 3))
+        given = (weight @ (place[:, :, None] * flow[:, :, None]).flatten(2)).unflatten(2, (3, 2))
+        stiff = squares[..., 2:, 2:] * torch.diag(torch.tensor([STIFF, STIFF, 0.0], device=flow.device))
+        return inverse(squares + stiff) @ given
+
+
+def places(high: int, wide: int, device: torch.device) -> Tensor:
+    """(h w, 3): x and y of each place between -1 and 1, and 1."""
+    y, x = (torch.linspace(-1, 1, 2 * n + 1, device=device)[1::2] for n in (high, wide))
+    return torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(high, wide, device=device)], -1).flatten(0, 1)
 
 
 def inverse(m_NK33: Tensor) -> Tensor:
@@ -73,6 +92,38 @@ def inverse(m_NK33: Tensor) -> Tensor:
     a, b, c = m.unbind(-2)
     columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
     return columns / (a * columns[..., 0]).sum(-1)[..., None, None] / m_NK33[..., 2:, 2:]
+
+
+class Acting(nn.Module):
+    """What a face does beside moving with its part: a small flow of each place's own, and a colour, as of a blush."""
+
+    def __init__(self, middle: int, fine: int) -> None:
+        super().__init__()
+        self.inward = nn.Conv2d(middle + fine, ACTING, 1)
+        self.flow = nn.Conv2d(ACTING, 2 * clock.VIDEO_STRIDE, 3, padding=1)
+        self.tint = nn.Conv2d(middle, 3 * clock.VIDEO_STRIDE, 1)
+        for head in (self.flow, self.tint):
+            nn.init.zeros_(head.weight)
+            assert head.bias is not None
+            nn.init.zeros_(head.bias)
+
+    def forward(self, both_NCHW: Tensor, x_NChw: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 4 2, H, W) in units of `REACH`, and (N, 4 3, h, w), what is added to the moved still."""
+        return self.flow(F.silu(self.inward(both_NCHW))).float(), self.tint(x_NChw).float()
+
+
+class Plan(NamedTuple):
+    """How a picture is mixed."""
+
+    flow: Tensor
+    """Of the parts (N, 4 2, h, w), in units of `REACH`: of the finest level's size, without parts of the middle
+    one's."""
+    acted: Tensor
+    """What a face's acting adds to it."""
+    tint: Tensor
+    """And to the colours of the moved still, (N, 4 3, h, w) of the middle level's size."""
+    share: Tensor
+    """Logits of the mixture at the finest level."""
 
 
 class ReferenceMixer(nn.Module):
@@ -91,7 +142,8 @@ class ReferenceMixer(nn.Module):
         self.across = nn.Conv2d(middle, MIDDLE, 1)
         self.middle = nn.Sequential(*(Residual(MIDDLE) for _ in range(BLOCKS[1])))
         self.flow = nn.Conv2d(MIDDLE, 2 * clock.VIDEO_STRIDE, 1)
-        self.parts = Parts(MIDDLE, parts) if parts else None
+        self.parts = Parts(MIDDLE, fine, parts) if parts else None
+        self.acting = Acting(MIDDLE, fine) if parts else None
         self.share = nn.Conv2d(MIDDLE + fine, clock.VIDEO_STRIDE * (SOURCES - 1) * patch * patch, 1)
         for head in (self.flow, self.share):
             nn.init.zeros_(head.weight)
@@ -104,28 +156,32 @@ class ReferenceMixer(nn.Module):
         """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
         `still_BCHW` (B, 3, H, W) and its own features of the first of those levels. Returns the mixture and, with
         gradients, the moved still, both (N, 4 3, H, W)."""
-        return self.mix(own_NCHW, still_BCHW, *self.plan(features, beside_BCHW))
+        plan = self.plan(features, beside_BCHW)
+        return self.mix(own_NCHW, still_BCHW, plan.flow + plan.acted, plan.share, plan.tint)
 
-    def plan(self, features: list[Tensor], beside_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The flow (N, 4 2, h, w), in units of `REACH`, and the shares' logits at the finest level."""
+    def plan(self, features: list[Tensor], beside_BCHW: Tensor) -> Plan:
+        """What `mix` does, out of features as in `forward`."""
         coarse, middle, fine = features
         beside = beside_BCHW.repeat_interleave(len(coarse) // len(beside_BCHW), 0)
         x = self.coarse(self.inward(torch.cat([coarse, beside], 1)))
         x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
         flow = self.flow(x)
-        if self.parts is not None:
-            flow = self.parts(flow, x)
-        x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return flow, self.share(torch.cat([x, fine], 1))
+        both = torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), fine], 1)
+        share = self.share(both)
+        if self.parts is None or self.acting is None:
+            return Plan(flow, torch.zeros_like(flow), flow.new_zeros(len(flow), 3 * clock.VIDEO_STRIDE, 1, 1), share)
+        return Plan(self.parts(flow, x, fine), *self.acting(both, x), share)
 
     def mix(
-        self, own_NCHW: Tensor, still_BCHW: Tensor, flow: Tensor, share: Tensor
+        self, own_NCHW: Tensor, still_BCHW: Tensor, flow: Tensor, share: Tensor, tint: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """What `forward` returns, of what `plan` says."""
+        """What `forward` returns, of what `plan` says; the moved still without its tint."""
         still = still_BCHW.float().repeat_interleave(len(own_NCHW) // len(still_BCHW), 0)
-        return by_groups(self._mix, own_NCHW, flow, share, still)
+        return by_groups(self._mix, own_NCHW, flow, share, tint, still)
 
-    def _mix(self, own_NCHW: Tensor, flow: Tensor, share: Tensor, still_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(
+        self, own_NCHW: Tensor, flow: Tensor, share: Tensor, tint: Tensor, still_NCHW: Tensor
+    ) -> tuple[Tensor, Tensor]:
         stride = clock.VIDEO_STRIDE
         flow = rearrange(flow.float(), "n (f two) h w -> (n f) two h w", two=2)
         logits = rearrange(
@@ -133,9 +189,11 @@ class ReferenceMixer(nn.Module):
         ).float()
         still = still_NCHW.repeat_interleave(stride, 0)
         moved = move(still, in_pixels(flow, still.shape[-1]))
+        tint = rearrange(tint.float(), "n (f c) h w -> (n f) c h w", f=stride)
+        tinted = moved + F.interpolate(tint, size=moved.shape[-2:], mode="bilinear", align_corners=False)
         own = own_NCHW.float().unflatten(1, (stride, 3)).flatten(0, 1)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
-        mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], moved, shares[:, 1:2]), still, shares[:, 2:3])
+        mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], tinted, shares[:, 1:2]), still, shares[:, 2:3])
         return mixed.unflatten(0, (-1, stride)).flatten(1, 2), moved.unflatten(0, (-1, stride)).flatten(1, 2)
 
 

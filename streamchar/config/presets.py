@@ -31,7 +31,7 @@ def toon() -> ModelConfig:
         ),
         video=VideoCodecConfig(
             family="toon", latent_channels=48, spatial_stride=32, widths=(96, 160, 224, 256), blocks=(2, 4, 4, 3),
-            motion=True, parts=4,
+            motion=True, parts=6,
         ),
         audio=AudioCodecConfig(family="toon", latent_channels=64, width=192, blocks=6),
         prompt=PromptEncoderConfig(family="t5", width=128, layers=2, heads=4, ffn=256, vocab_size=1024, max_tokens=24),

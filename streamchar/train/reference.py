@@ -7,7 +7,7 @@ Those stand where the clip stands and are smeared as what the student plays is; 
 still where the student's latents are not to be trusted.
 
 How the still has to be moved is not left to the pictures' differences, which lead nowhere from some pixels away: the
-world knows where each part of a character was in the still (`world/render.py: displacement`), and the flow is asked
+world knows where each part of a character was in the still (`world/displacement.py`), and the flow is asked
 for that. Where latents leave open how a head is turned, the loss of distances has it turned as a whole, and not torn.
 
 Shape letters as in `codecs/video.py`.
@@ -56,13 +56,14 @@ from streamchar.train.video_codec import (
     widened,
 )
 from streamchar.world.clips import make_clip
-from streamchar.world.render import displacement, draw_frame
+from streamchar.world.displacement import displacement
+from streamchar.world.render import draw_frame
 
 log = logging.getLogger(__name__)
 
 STEPS = {"near": 1, "far": 2, "farther": 3}
 """Of a student's last, that an estimate takes."""
-KINDS = ("truth", "near", "far", "farther", "farther")
+KINDS = ("truth", "near", "far", "far", "farther", "farther")
 """Latents of an example, as often as they are drawn."""
 FILE = 16
 """Examples of a file."""
@@ -71,8 +72,15 @@ CELL = 4
 """Pixels of a cell of the known displacements."""
 ASTRAY = 0.05
 """Weight of the flow's distance from them, in pixels."""
-ACTED, ROOM = 0.12, 6
+ACTED, ROOM = 0.2, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
+MOUTH, EYE, CHEEK = 1, 2, 3
+"""What acts: a mouth, an eye and its brow, cheeks that may blush."""
+PALE = 30.0
+"""Weight of the tint's squared distance."""
+SHUT, ASLEEP = 13, 0.7
+"""An eye is shut where a square of so many pixels is by this much of its area not the still's: of the world's frames
+none with open eyes, all with shut ones, and nine of ten in between."""
 GROUPS = 2
 """Of four frames behind the first that one step sees."""
 
@@ -100,19 +108,19 @@ class Estimate:
 @torch.inference_mode()
 def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
     """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
-    fractions of the picture, "displacement" (33, 2, H / 4, W / 4) in pixels and where it is "known",
-    the latents of the "still" and the four kinds of the chunk's."""
+    fractions of the picture, "displacement" (33, 2, H / 4, W / 4) in pixels, what of it is "acted" and where it is
+    "known", the latents of the "still" and the four kinds of the chunk's."""
     assert clip.video is not None and clip.still is not None
     world = make_clip(clip.seed, short=clip.short)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
     track, who = world.track, world.character
     state = begin(models, clip, seed=seed, first=chunk)
     J = clock.AUDIO_LATENTS_PER_CHUNK
-    moved, known = displacement(who, track.slice(*span), size, CELL)
+    moved, acted, known = displacement(who, track.slice(*span), size, CELL)
     truth = clip.video[None, chunk], clip.audio[None, chunk * J : (chunk + 1) * J]
     found = {
         "frames": world.frames(*span, size), "boxes": boxes_of(who, track, size)[slice(*span)].float().contiguous(),
-        "displacement": moved.half(), "known": known.byte(),
+        "displacement": moved.half(), "acted": acted.half(), "known": known.byte(),
         "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
     }  # fmt: skip
     for kind, steps in STEPS.items():
@@ -172,10 +180,14 @@ class Cut:
     still_BC1HW: Tensor
     picture_BCHW: Tensor
     displacement_B2Thw: Tensor
+    acted_B2Thw: Tensor
     known_BThw: Tensor
-    """Where the still shows what a frame shows, in pixels from there, and whether it does."""
-    acting_BTHW: Tensor | None = None
-    """1 where a face acts (mouth and brows), to be left to the decoder's own picture; None: nowhere."""
+    """Where the still shows what a frame shows, in pixels from there, how much of that is a face's acting, and whether
+    it does."""
+    acting_BTHW: Tensor
+    """Where a face acts: `MOUTH`, `EYE`, `CHEEK` or 0."""
+    estimate: bool
+    """Whether the latents are a student's."""
 
 
 class Examples:
@@ -184,7 +196,7 @@ class Examples:
     def __init__(self, folder: Path) -> None:
         try:
             self.files = [safe_open(path, "pt") for path in sorted(folder.glob("examples-*.safetensors"))]
-            self.index = [(f, i) for f in self.files for i in range(f.get_slice("farther").get_shape()[0])]
+            self.index = [(f, i) for f in self.files for i in range(f.get_slice("acted").get_shape()[0])]
         except (SafetensorError, OSError) as error:
             raise DataError(f"{folder} holds an example that cannot be read ({error}); delete it") from None
 
@@ -196,12 +208,13 @@ class Examples:
         boxes = file.get_slice("boxes")[row, span].numpy()
         return Cut(
             frames_BCTHW=frames.transpose(0, 1)[None],
-            weight_BTHW=weight_map(boxes, frames.shape[-1])[None],
-            acting_BTHW=None if kind == "truth" else acting(boxes, frames.shape[-1])[None],
+            weight_BTHW=weight_map(with_brows(boxes), frames.shape[-1])[None],
+            acting_BTHW=acting(boxes, frames.shape[-1])[None], estimate=kind != "truth",
             latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
             still_BC1HW=file.get_slice("still")[row].float()[None],
             picture_BCHW=file.get_slice("picture")[row].float().div(127.5).sub(1)[None],
             displacement_B2Thw=file.get_slice("displacement")[row, span].float().transpose(0, 1)[None],
+            acted_B2Thw=file.get_slice("acted")[row, span].float().transpose(0, 1)[None],
             known_BThw=file.get_slice("known")[row, span].float()[None],
         )  # fmt: skip
 
@@ -230,40 +243,58 @@ class ReferenceTrainer(Trainer):
         return self.mixer
 
     def ends(self) -> tuple[nn.Conv2d, ...]:
-        return self.mixer.flow, self.mixer.share
+        acting = self.mixer.acting
+        return self.mixer.flow, self.mixer.share, *((acting.flow, acting.tint) if acting else ())
 
     def differentiate(self, batch: list[Cut], generator: torch.Generator) -> float:
         """The mean loss over the pieces; leaves its gradients."""
         total = 0.0
         for cut in batch:
-            mixed, moved, own, flow = self.mixture(cut, generator)
-            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, flow)) / len(batch)
+            mixed, moved, own, *plan = self.mixture(cut, generator)
+            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, moved, *plan)) / len(batch)
             loss.backward()
             total += loss.item()
         return total
 
     def off(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
-        """The loss: how far from the picture, or from `own` where a face acts: where a mouth and brows may be, and are
-        not as in the still."""
+        """The loss: how far from the picture; of a student's estimates, whose faces are smeared, how far in eyes and
+        brows from the still moved there, and from `own` where a mouth or a lid is not as in the still."""
         frames = wanted = cut.frames_BCTHW.to(self.device)
-        if cut.acting_BTHW is not None:
-            other = ((moved.detach() - frames).abs().amax(1) > ACTED).float()
-            mask = cut.acting_BTHW.to(self.device) * F.max_pool2d(other, 2 * ROOM + 1, 1, ROOM)
-            wanted = frames + mask[:, None] * (own.float() - frames)
+        if cut.estimate:
+            acting = cut.acting_BTHW.to(self.device)
+            wanted = torch.where((acting == EYE)[:, None], moved.detach(), frames)
+            wanted = torch.where(acts(acting, moved.detach() - frames)[:, None], own.float(), wanted)
         loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
         return loss + MOVED * distance(moved - frames)
 
-    def astray(self, cut: Cut, flow_B2Thw: Tensor) -> Tensor:
-        """The loss of the flow: how many pixels from the known displacements, where they are known."""
-        wanted, known = cut.displacement_B2Thw.to(self.device), cut.known_BThw.to(self.device)
-        flow = in_pixels(flow_B2Thw.float(), cut.picture_BCHW.shape[-1]).transpose(1, 2).flatten(0, 1)
-        flow = F.interpolate(flow, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
-        off = (flow - wanted.transpose(1, 2).flatten(0, 1)).square().sum(1).add(1e-2).sqrt()
-        return ASTRAY * (off * known.flatten(0, 1)).sum() / known.sum().clamp(min=1)
+    def astray(self, cut: Cut, moved: Tensor, flow_B2Thw: Tensor, acted_B2Thw: Tensor, tint_B3Thw: Tensor) -> Tensor:
+        """The loss of the two flows: how many pixels from the known displacements, where they are known; more in a
+        face. Each has its own share of them to answer for: no place may undo by itself what its part does. And the
+        tint's, how far from the colours that the still lacks on cheeks."""
+        acted, known = cut.acted_B2Thw.to(self.device), cut.known_BThw.to(self.device)
+        weight = known * F.adaptive_avg_pool2d(cut.weight_BTHW.to(self.device), known.shape[-2:])
+        acts = known * (acted.abs().amax(1) > 0.25)  # few places: a mean for them, and one for the rest
+        total = torch.zeros((), device=self.device)
+        for found, wanted, places in (
+            (flow_B2Thw, cut.displacement_B2Thw.to(self.device) - acted, (weight,)),
+            (acted_B2Thw, acted, (acts, known * (1 - acts))),
+        ):
+            found = in_pixels(found.float(), cut.picture_BCHW.shape[-1]).transpose(1, 2).flatten(0, 1)
+            found = F.interpolate(found, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+            off = (found - wanted.transpose(1, 2).flatten(0, 1)).square().sum(1).add(1e-2).sqrt()
+            total = total + sum((off * x.flatten(0, 1)).sum() / x.sum().clamp(min=1) for x in places)
+        return ASTRAY * total + self.pale(cut, moved, tint_B3Thw)
+
+    def pale(self, cut: Cut, moved: Tensor, tint_B3Thw: Tensor) -> Tensor:
+        """The loss of the tint."""
+        cheeks = (cut.acting_BTHW.to(self.device) == CHEEK)[:, None]
+        lacks = torch.where(cheeks, cut.frames_BCTHW.to(self.device) - moved.detach(), 0.0)
+        lacks = F.adaptive_avg_pool2d(lacks.transpose(1, 2).flatten(0, 1), tint_B3Thw.shape[-2:])
+        return PALE * (tint_B3Thw.transpose(1, 2).flatten(0, 1) - lacks).square().mean()
 
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
-        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the flow of the second,
-        (B, 2, 1 + 4 k, h, w)."""
+        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the second's two flows,
+        (B, 2, 1 + 4 k, h, w), and its tint, (B, 3, 1 + 4 k, h, w)."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -271,11 +302,11 @@ class ReferenceTrainer(Trainer):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
                 beside = codec.decoder.beside(codec.raw(cut.still_BC1HW.to(self.device)))
-            flow, share = self.mixer.plan(features[-3:], beside)
-            used = flow if cut.acting_BTHW is None else known_flow(cut, flow)
-            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), used, share)
+            plan = self.mixer.plan(features[-3:], beside)
+            used = known_flow(cut, plan.flow + plan.acted) if cut.estimate else plan.flow + plan.acted
+            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), used, plan.share, plan.tint.detach())
         assert moved is not None, "made with gradients"
-        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, flow)]
+        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, plan.flow, plan.acted, plan.tint)]
 
 
 def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
@@ -292,25 +323,43 @@ def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
     return rearrange(torch.lerp(flow, *grouped), "(n f) two h w -> n (f two) h w", f=clock.VIDEO_STRIDE)
 
 
-def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W): 1 on the mouth (first box), on the brows (top of the next two, the eyes) and on the cheeks between
-    them, with room around.
+def acts(acting_BTHW: Tensor, off_B3THW: Tensor) -> Tensor:
+    """(B, T, H, W): whether a place is of a face's acting parts and the still is not as the frame there, with room
+    around; of an eye, where it is not at all, as in a blink."""
+    off = off_B3THW.abs().amax(1)
+    other = (off > ACTED).float()
+    most = (F.avg_pool2d((off > 1.5 * ACTED).float(), SHUT, 1, SHUT // 2) > ASLEEP).float()
+    near, shut = (F.max_pool2d(x, 2 * room + 1, 1, room) > 0 for x, room in ((other, ROOM), (most, 2 * ROOM)))
+    return (near & (acting_BTHW == MOUTH)) | (shut & (acting_BTHW == EYE))
 
-    What a student's estimate of a mouth lacks is not in the still either, whose mouth and brows are at rest: the mean
-    of both speaks less and is in no mood. So there the decoder's own picture is the target."""
+
+def with_brows(boxes_TB4: np.ndarray) -> np.ndarray:
+    """Boxes of mouth, eyes and the rest; the eyes' as much higher as they are high, for the brows."""
+    boxes_TB4 = boxes_TB4.copy()
+    boxes_TB4[:, 1:3, 1] -= boxes_TB4[:, 1:3, 3] - boxes_TB4[:, 1:3, 1]
+    return boxes_TB4
+
+
+def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
+    """(T, H, W): `MOUTH` on the mouth (first box), `EYE` on eyes and brows (the next two and above), `CHEEK` from eye
+    to mouth, with room around; else 0.
+
+    What a student's estimate of a mouth lacks is not in the still either, whose mouth is at rest: the mean of both
+    speaks less, and that of an open eye and one that blinks is neither. So there the decoder's own picture is the
+    target. Eyes that are open are the still's, moved; a blush is a tint of it."""
     mask_THW = torch.zeros(len(boxes_TB4), size, size)
     for t, (mouth, *eyes) in enumerate(boxes_TB4[:, :3] * size):
-        wide, high = 0.2 * (mouth[2] - mouth[0]), 0.1 * (mouth[3] - mouth[1])
-        areas = [(mouth[0] - wide, mouth[1] - high, mouth[2] + wide, mouth[3] + high)]
-        for left, top, right, bottom in eyes:
-            wide, high = 0.2 * (right - left), bottom - top
-            areas.append((left - wide, top - 0.2 * high, right + wide, top + 0.3 * high))
+        areas = []
         if eyes:
-            (left, *_), (*_, right, _) = eyes[0], eyes[-1]
-            areas.append((left, max(eye[3] for eye in eyes), right, mouth[1]))
-        for x0, y0, x1, y1 in areas:
-            x0, x1, y0, y1 = (max(0, round(float(v))) for v in (x0, x1, y0, y1))
-            mask_THW[t, y0:y1, x0:x1] = 1
+            (left, *_), (*_, right, low) = eyes[0], eyes[-1]
+            wide = 0.4 * (eyes[0][2] - left)
+            areas.append((left - wide, max(eyes[0][3], low), right + wide, mouth[3], CHEEK))
+        for part, above, below, what in ((mouth, 0.1, 0.1, MOUTH), *((eye, 1.0, 0.0, EYE) for eye in eyes)):
+            wide, high = 0.2 * (part[2] - part[0]), part[3] - part[1]
+            areas.append((part[0] - wide, part[1] - above * high, part[2] + wide, part[3] + below * high, what))
+        for *sides, what in areas:
+            x0, y0, x1, y1 = (max(0, round(float(v))) for v in sides)
+            mask_THW[t, y0:y1, x0:x1] = what
     return mask_THW
 
 

@@ -58,7 +58,7 @@ class SharpTrainer(ReferenceTrainer):
     def __init__(self, codec: ToonVideoCodec, settings: VideoCodecTraining) -> None:
         super().__init__(codec, settings)
         self.before = deepcopy(self.average)
-        """Whose mouths and brows are kept where latents are estimates, as when the mixer was trained."""
+        """Whose mouths and lids are kept where latents are estimates, as when the mixer was trained."""
         self.critic = PictureCritic().to(self.device)
         self.judge = torch.optim.AdamW(self.critic.parameters(), CRITIC_RATE, betas=(0.5, 0.9), weight_decay=0.0)
 
@@ -75,16 +75,16 @@ class SharpTrainer(ReferenceTrainer):
         """The mean loss over the pieces, without the critic's; leaves its gradients and teaches the critic."""
         total = 0.0
         for cut in batch:
-            mixed, moved, own, flow = self.mixture(cut, generator)
+            mixed, moved, own, *plan = self.mixture(cut, generator)
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
-                if cut.acting_BTHW is not None:
+                if cut.estimate:
                     own = self.before.synthesise(self.before.raw(cut.latents_BCKHW.to(self.device)))
             # gradients at the pictures, so that the two losses can be weighed there without a pass each
             given = mixed.detach().requires_grad_(), moved.detach().requires_grad_()
             loss = self.off(cut, *given, own.detach()) / len(batch)
             grads = torch.autograd.grad(loss, given)
             wrong = self._critic_step(cut, given[0], grads[0], generator)
-            astray = self.astray(cut, flow) / len(batch)
+            astray = self.astray(cut, moved, *plan) / len(batch)
             torch.autograd.backward((mixed, moved, astray), (grads[0] + wrong, grads[1], None))
             total += loss.item() + astray.item()
         return total

@@ -22,6 +22,8 @@ TONGUE = rgb(226, 104, 112)
 TEETH = rgb(252, 250, 246)
 JAW = 22.0
 """Units between the lips at opening 1."""
+BROWS = {"thin": (1.5, 2.6), "arched": (1.6, 4.4), "thick": (2.7, 2.6), "straight": (2.2, 0.8)}
+"""How thick an eyebrow is, each side of its middle, and how high its arch."""
 
 
 def _wide(value_T: Tensor) -> Tensor:
@@ -100,27 +102,40 @@ def mouth_layers(who: Character, head: Head, track: MotionTrack, x: Tensor, y: T
     ]  # fmt: skip
 
 
+def _in_eye(who: Character, head: Head, side: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outwards and downwards from an eye's middle."""
+    u, v = (x - side * head.eye_x) * side, y - head.eye_y
+    return u, v + {"almond": 0.13, "soft": -0.07}.get(who.eye_shape, 0.0) * u
+
+
+def _opened(head: Head, track: MotionTrack) -> tuple[Tensor, Tensor]:
+    """How far up the upper lid is, and how far down the lower one, without a blink."""
+    widen, smile = _wide(track.widen), _wide(track.smile)
+    squint = 0.34 * (smile - 0.45).clamp(min=0) + 0.22 * (-widen).clamp(min=0)
+    high = head.eye_ry * (1 + 0.17 * widen.clamp(min=0) + 0.42 * widen.clamp(max=0))
+    return high, 0.84 * head.eye_ry * (1 - squint)
+
+
+def _iris(head: Head, track: MotionTrack, side: int) -> tuple[Tensor, Tensor]:
+    """How far outwards and down an iris is."""
+    return side * _wide(track.gaze_x) * 0.30 * head.eye_rx, _wide(track.gaze_y) * 0.26 * head.eye_ry + 0.6
+
+
 def eye_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Tensor, y: Tensor) -> list[Layer]:
     """One eye: white, iris, pupil, highlights, lids and lashes. `side` -1 is on the picture's left."""
-    blink, widen, smile = _wide(track.blink), _wide(track.widen), _wide(track.smile)
+    blink = _wide(track.blink)
     rx, ry = head.eye_rx, head.eye_ry
-    u, v = (x - side * head.eye_x) * side, y - head.eye_y
-    if who.eye_shape == "almond":
-        v = v + 0.13 * u
-    elif who.eye_shape == "soft":
-        v = v - 0.07 * u
+    u, v = _in_eye(who, head, side, x, y)
     p = 1 - (u / rx).square().clamp(max=1.7)
     profile = _arch(p, 0.4)
-    high = ry * (1 + 0.17 * widen.clamp(min=0) + 0.42 * widen.clamp(max=0))
-    squint = 0.34 * (smile - 0.45).clamp(min=0) + 0.22 * (-widen).clamp(min=0)
-    upper, lower = -high * profile, 0.84 * ry * (1 - squint) * profile
+    high, low = _opened(head, track)
+    upper, lower = -high * profile, low * profile
     shut = 0.34 * ry * profile
     upper, lower = upper + blink * (shut - upper), lower + blink * (shut - lower)
     open_d = torch.maximum(torch.maximum(upper - v, v - lower), (u.abs() - rx))
     white = inside_implicit(open_d + 0.2) * (1 - smoothstep(blink, 0.9, 0.99))
     r = 0.80 * min(rx, ry)
-    cx = side * _wide(track.gaze_x) * 0.30 * rx
-    cy = _wide(track.gaze_y) * 0.26 * ry + 0.6
+    cx, cy = _iris(head, track, side)
     far = torch.hypot(u - cx, v - cy)
     scale = 1.0 / float((x[0, 0, 1] - x[0, 0, 0]).abs().clamp(min=1e-3))
     colour = IRISES[who.iris]
@@ -154,12 +169,25 @@ def eye_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Ten
     return layers
 
 
+def _along_brow(head: Head, side: int, x: Tensor) -> Tensor:
+    """From -1 at the nose's end of an eyebrow to 1 at the other."""
+    return (x - side * head.eye_x) * side / head.eye_rx
+
+
+def _brow_shift(track: MotionTrack, u: Tensor) -> Tensor:
+    """How far down an eyebrow is."""
+    return 4.2 * _wide(track.brow_tilt) * u - 5.0 * _wide(track.brow_raise)
+
+
+def _off_brow(who: Character, head: Head, track: MotionTrack, u: Tensor, y: Tensor) -> Tensor:
+    """From an eyebrow's middle line downwards."""
+    return y - (head.brow_y + _brow_shift(track, u) - BROWS[who.brows][1] * (1 - u * u) + 1.5)
+
+
 def brow_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Tensor, y: Tensor) -> list[Layer]:
     """One eyebrow."""
-    u = (x - side * head.eye_x) * side / head.eye_rx
-    thick, arch = {"thin": (1.5, 2.6), "arched": (1.6, 4.4), "thick": (2.7, 2.6), "straight": (2.2, 0.8)}[who.brows]
-    middle = head.brow_y - 5.0 * _wide(track.brow_raise) + 4.2 * _wide(track.brow_tilt) * u - arch * (1 - u * u) + 1.5
-    body = (y - middle).abs() - thick * (1 - 0.3 * (u + 0.9).clamp(min=0))
+    u = _along_brow(head, side, x)
+    body = _off_brow(who, head, track, u, y).abs() - BROWS[who.brows][0] * (1 - 0.3 * (u + 0.9).clamp(min=0))
     value = torch.maximum(body, (u.abs() - 1.06) * head.eye_rx)
     skin = SKINS[who.skin]
     if who.kind in ANIMALS or who.kind == "robot":
@@ -167,6 +195,41 @@ def brow_layers(who: Character, head: Head, track: MotionTrack, side: int, x: Te
     else:
         tint = mix(darker(HAIRS[who.hair_colour], 0.25), darker(skin, 0.45), 0.25)
     return [(tint, inside_implicit(value))]
+
+
+def brow_moved(
+    who: Character, head: Head, track: MotionTrack, rest: MotionTrack, side: int, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far below its place at rest an eyebrow is, in a field that moves the brow as a whole and the skin around it
+    less and less, so that nothing is folded; and 1 on the brow down to 0 where the field ends."""
+    u = _along_brow(head, side, x)
+    off, beside = _off_brow(who, head, track, u, y), (u.abs() - 1.06).clamp(min=0) * head.eye_rx
+    beyond = torch.where(off < 0, -off / 11.0, off / 9.0) - 0.3
+    near = (1 - beyond.clamp(min=0)).clamp(min=0) * (1 - beside / 7.0).clamp(min=0)
+    return near * (_brow_shift(track, u) - _brow_shift(rest, u)), near
+
+
+def eye_moved(
+    who: Character, head: Head, track: MotionTrack, rest: MotionTrack, side: int, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far right of and below its place at rest what an eye shows is: lids as far as they are open, without a
+    blink, and the iris; in a field that ends around the eye."""
+    rx = head.eye_rx
+    u, v = _in_eye(who, head, side, x, y)
+    profile = _arch((1 - (u / rx).square()).clamp(min=0), 0.4)
+    inner = (1 - (u / rx).square().square()).clamp(min=0)
+    (right, down), (right0, down0) = (_iris(head, t, side) for t in (track, rest))
+    now, home = ([-high * profile, low * profile] for high, low in (_opened(head, t) for t in (track, rest)))
+    ends = 1.17 * head.eye_ry * profile + 3.0, 0.84 * head.eye_ry * profile + 6.0
+    iris = torch.minimum(torch.maximum(down.expand_as(v), now[0]), now[1])
+    knots = [-ends[0], now[0], iris, now[1], ends[1]]
+    moves = [torch.zeros_like(v), now[0] - home[0], (down - down0) * inner, now[1] - home[1], torch.zeros_like(v)]
+    below = torch.zeros_like(v)
+    for start, end, first, last in zip(knots, knots[1:], moves, moves[1:], strict=False):
+        along = ((v - start) / (end - start).clamp(min=1e-3)).clamp(0, 1)
+        below = torch.where((v >= start) & (v < end), torch.lerp(first, last, along), below)
+    outside = torch.maximum(now[0] - v, v - now[1]).clamp(min=0)
+    return side * (right - right0) * inner * (1 - outside / 5.0).clamp(min=0), below
 
 
 def blush_layers(who: Character, head: Head, track: MotionTrack, x: Tensor, y: Tensor) -> list[Layer]:

@@ -79,7 +79,7 @@ def _sprite(canvas: Canvas) -> Sprite | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _cast(who: Character, size: int, device: str) -> Cast:
+def cast_of(who: Character, size: int, device: str) -> Cast:
     scale = SHARP * size / UNITS
     head = head_of(who)
     w = head.half_width
@@ -112,7 +112,7 @@ def _affine(angle_T: Tensor, about: tuple[float, float], to_x: Tensor, to_y: Ten
     return torch.stack([row_x, row_y], 1)
 
 
-def _head_pose(track: MotionTrack, depth: float) -> Tensor:
+def head_pose(track: MotionTrack, depth: float) -> Tensor:
     """Head units of a layer -> picture units (T, 2, 3)."""
     x = CENTRE[0] + track.body_x + track.head_x
     y = CENTRE[1] + PIVOT + track.body_y + track.head_y
@@ -124,11 +124,11 @@ def _head_pose(track: MotionTrack, depth: float) -> Tensor:
     return moved
 
 
-def _body_pose(track: MotionTrack) -> Tensor:
+def body_pose(track: MotionTrack) -> Tensor:
     return _affine(track.body_roll, (0.0, 250.0), 128.0 + track.body_x, 250.0 + track.body_y, track.zoom)
 
 
-def _inverse(pose_T23: Tensor) -> Tensor:
+def inverse(pose_T23: Tensor) -> Tensor:
     turn = torch.linalg.inv(pose_T23[:, :, :2])
     return torch.cat([turn, -turn @ pose_T23[:, :, 2:]], -1)
 
@@ -179,7 +179,7 @@ class _Stage:
         window = self.window(_corners(pose_T23, sprite.box), rim=1.5 if jaw_T is None else 6.0)
         if window is None:
             return
-        x, y = self.local(_inverse(pose_T23), window)
+        x, y = self.local(inverse(pose_T23), window)
         if jaw_T is not None:
             y = y - jaw_T.view(-1, 1, 1) * smoothstep(y, 14.0, 62.0)
         _, high, wide = sprite.pixels.shape
@@ -192,22 +192,22 @@ class _Stage:
 
 
 def _paint_face(stage: _Stage, who: Character, cast: Cast, track: MotionTrack, pose: Tensor) -> None:
-    inverse = _inverse(pose)
+    back = inverse(pose)
     head = cast.head
     window = stage.window(_corners(pose, (-head.half_width, 10.0, head.half_width, 38.0)))
     if window is not None and bool((track.blush > 0).any()):
-        stage.paint(window, face.blush_layers(who, head, track, *stage.local(inverse, window)))
+        stage.paint(window, face.blush_layers(who, head, track, *stage.local(back, window)))
     for side in (-1, 1):
         window = stage.window(_corners(pose, face.eye_reach(head, side)))
         if window is not None:
-            stage.paint(window, face.eye_layers(who, head, track, side, *stage.local(inverse, window)))
+            stage.paint(window, face.eye_layers(who, head, track, side, *stage.local(back, window)))
     window = stage.window(_corners(pose, face.mouth_reach(head)))
     if window is not None:
-        stage.paint(window, face.mouth_layers(who, head, track, *stage.local(inverse, window)))
+        stage.paint(window, face.mouth_layers(who, head, track, *stage.local(back, window)))
 
 
 def _paint_arms(stage: _Stage, who: Character, track: MotionTrack) -> None:
-    pose = _body_pose(track)
+    pose = body_pose(track)
     for side in (0, 1):
         up = (track.arms.y[:, side] < UNITS + limbs.HAND).nonzero()
         if len(up) == 0:
@@ -228,22 +228,22 @@ def _paint_arms(stage: _Stage, who: Character, track: MotionTrack) -> None:
 
 def _draw(who: Character, track: MotionTrack, size: int) -> Tensor:
     """A few frames at once -> (T, 3, size, size) uint8."""
-    cast = _cast(who, size, str(track.smile.device))
+    cast = cast_of(who, size, str(track.smile.device))
     stage = _Stage(cast.backdrop, len(track), size)
-    pose = {name: _head_pose(track, depth) for name, depth in DEPTH.items()}
+    pose = {name: head_pose(track, depth) for name, depth in DEPTH.items()}
     jaw = 5.0 * track.opening  # the chin follows the lower lip
     for name in ("back", "body", "skull", "features"):
         if name in cast.sprites:
-            stage.put(cast.sprites[name], _body_pose(track) if name == "body" else pose[name], jaw if name == "skull" else None)
+            stage.put(cast.sprites[name], body_pose(track) if name == "body" else pose[name], jaw if name == "skull" else None)
     _paint_face(stage, who, cast, track, pose["features"])
     for name in ("glasses", "front"):
         if name in cast.sprites:
             stage.put(cast.sprites[name], pose[name])
-    inverse = _inverse(pose["features"])
+    back = inverse(pose["features"])
     for side in (-1, 1):
         window = stage.window(_corners(pose["features"], face.brow_reach(cast.head, side)))
         if window is not None:
-            stage.paint(window, face.brow_layers(who, cast.head, track, side, *stage.local(inverse, window)))
+            stage.paint(window, face.brow_layers(who, cast.head, track, side, *stage.local(back, window)))
     _paint_arms(stage, who, track)
     return stage.frames.mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
@@ -276,60 +276,8 @@ def draw_frame(who: Character, size: int = 256) -> Tensor:
 
 
 @torch.no_grad()
-def displacement(who: Character, track: MotionTrack, size: int = 256, cell: int = 4) -> tuple[Tensor, Tensor]:
-    """Where the reference frame shows what a frame shows: (T, 2, size / cell, size / cell), x and y in pixels from
-    each cell's centre, and (T, size / cell, size / cell), whether it does. It does not behind the character nor where
-    an arm is in front; mouth, eyes and brows come from where they rest."""
-    device = track.smile.device
-    cast, scale = _cast(who, size, str(device)), size / UNITS
-    centres = (torch.arange(size // cell, device=device) + 0.5) * (cell / scale)
-    here = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))
-    found = torch.zeros(len(track), *here.shape, device=device)
-    known = torch.zeros(len(track), *here.shape[1:], dtype=torch.bool, device=device)
-    rest, boxes = neutral(), [face.mouth_reach(cast.head)]
-    boxes += [reach(cast.head, side) for reach in (face.eye_reach, face.brow_reach) for side in (-1, 1)]
-    for name in ("back", "body", "skull", "features", "acting", "glasses", "front"):
-        if name not in cast.sprites and name != "acting":
-            continue
-        depth = DEPTH["features" if name == "acting" else name] if name != "body" else 0.0
-        poses = (_body_pose(t) if name == "body" else _head_pose(t, depth) for t in (track, rest))
-        now, home = (pose.to(device) for pose in poses)
-        back = _inverse(now)
-        x, y = torch.einsum("tij,jhw->ithw", back[:, :, :2], here) + back[:, :, 2].T[:, :, None, None]
-        if name == "skull":
-            y = y - (5.0 * track.opening).view(-1, 1, 1) * smoothstep(y, 14.0, 62.0)
-        if name == "acting":
-            inside = [(x > x0) & (x < x1) & (y > y0) & (y < y1) for x0, y0, x1, y1 in boxes]
-            shown = known & torch.stack(inside).any(0)
-        else:
-            shown = _opacity(cast.sprites[name], x, y) > 0.5
-        there = torch.einsum("ij,jthw->tihw", home[0, :, :2], torch.stack([x, y])) + home[:, :, 2, None, None]
-        found = torch.where(shown[:, None], there - here, found)
-        known = known | shown
-    return found * scale, known & ~_behind_arms(who, track, here, scale)
-
-
-def _opacity(sprite: Sprite, x: Tensor, y: Tensor) -> Tensor:
-    """(T, h, w) of a sprite at local places."""
-    _, high, wide = sprite.pixels.shape
-    grid = torch.stack([(x - sprite.x0) * (2 * sprite.scale / wide) - 1, (y - sprite.y0) * (2 * sprite.scale / high) - 1], -1)
-    return F.grid_sample(sprite.pixels[3:].expand(len(x), -1, -1, -1), grid, align_corners=False)[:, 0]
-
-
-def _behind_arms(who: Character, track: MotionTrack, here_2hw: Tensor, scale: float) -> Tensor:
-    """(T, h, w): whether an arm or hand is in front of places in picture units."""
-    arms, body = limbs.fitted(who, track.arms), _body_pose(track)
-    hidden = torch.zeros(len(track), *here_2hw.shape[1:], dtype=torch.bool, device=here_2hw.device)
-    for side, place in ((0, -56.0 * who.shoulder), (1, 56.0 * who.shoulder)):
-        shoulder = (body @ torch.tensor([place, 220.0, 1.0], device=body.device)).unbind(-1)
-        up = (arms.y[:, side] < UNITS + limbs.HAND).view(-1, 1, 1)
-        for _, amount in limbs.arm_layers(who, arms, side, shoulder, *here_2hw[:, None].expand(-1, len(track), -1, -1), scale):
-            hidden = hidden | up & (amount > 0.5)
-    return hidden
-
-
 def _pixel_boxes(who: Character, track: MotionTrack, box: Box, size: int) -> Tensor:
-    return (_corners(_head_pose(track, DEPTH["features"]), box) * (size / UNITS)).clamp(0, size)
+    return (_corners(head_pose(track, DEPTH["features"]), box) * (size / UNITS)).clamp(0, size)
 
 
 def mouth_box(who: Character, track: MotionTrack, size: int = 256) -> Tensor:
