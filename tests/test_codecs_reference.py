@@ -61,6 +61,7 @@ def test_a_new_mixer_is_all_but_the_decoders_own_picture(codec: ToonVideoCodec) 
         own, mixed, alone = plain.synthesise(z), wider.synthesise(z, still), plain.synthesise(still)
     torch.testing.assert_close(mixed, own + (1 - 0.9095) * (alone - own), atol=1e-3, rtol=0)
     assert widened(wider, reference=True) is wider
+    torch.testing.assert_close(widened(plain, reference=True, parts=2).synthesise(z, still), mixed, atol=1e-3, rtol=0)
 
 
 def test_without_a_mixer_the_still_is_not_used() -> None:
@@ -197,6 +198,37 @@ def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec, parts:
     for flow, mean in zip(plan()[1:3], (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
         pixels = in_pixels(flow, 64)
         assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(mean, abs=0.6) and float(pixels.abs().max()) < 20
+
+
+def test_a_blush_is_a_colour_on_the_moved_still(codec: ToonVideoCodec) -> None:
+    """Cheeks turn red where the still is grey: the tint learns it, there and nowhere else, whatever else differs."""
+    z, grey = latents(3), torch.zeros(1, 3, 9, 64, 64)
+    codec.decoder.reference.acting.tint.weight.data.zero_()
+    areas, frames = torch.zeros(1, 9, 64, 64), grey.clone()
+    areas[..., 32:, :], frames[:, 0, :, 32:], frames[:, 2, :, :32] = training.CHEEK, 0.4, 0.4
+    piece = Cut(
+        frames_BCTHW=frames, weight_BTHW=torch.ones(1, 9, 64, 64), latents_BCKHW=z, still_BC1HW=latents(1),
+        picture_BCHW=grey[:, :, 0], displacement_B2Thw=torch.zeros(1, 2, 9, 16, 16), acting_BTHW=areas, estimate=True,
+        acted_B2Thw=torch.zeros(1, 2, 9, 16, 16), known_BThw=torch.ones(1, 9, 16, 16),
+    )  # fmt: skip
+    trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        trainer.update([piece], draw)
+    *_, tint = trainer.mixture(piece, draw)
+    high = tint.shape[-2]
+    red, green, blue = tint.detach()[0].mean((1, 3)).unflatten(1, (2, high // 2)).mean(2)
+    assert float(red[1]) == pytest.approx(0.4, abs=0.1) and float(red[0].abs()) < 0.1
+    assert float(green.abs().max()) < 0.1 and float(blue.abs().max()) < 0.1
+    with torch.no_grad():
+        plan = codec.decoder.reference.plan(
+            codec.decoder.features(codec.raw(z))[-3:], codec.decoder.beside(codec.raw(latents(1)))
+        )
+        own = torch.zeros(3, 12, 64, 64)
+        share = torch.full_like(plan.share, -30.0).unflatten(1, (4, 2, -1))
+        share[:, :, 0] = 30.0  # the moved still alone
+        made, _ = codec.decoder.reference.mix(own, grey[:, :, 0], plan.flow, share.flatten(1, 3), plan.tint)
+    assert float(made.unflatten(1, (4, 3))[:, :, 0, 40:].mean()) == pytest.approx(0.4, abs=0.1)
 
 
 def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:
