@@ -47,7 +47,9 @@ from streamchar.stream.state import StreamState
 from streamchar.train.streams import begin, transcript_of
 from streamchar.train.video_clips import boxes_of, weight_map
 from streamchar.train.video_codec import (
+    ADAM_RATE,
     MOVED,
+    SLOW_RATE,
     Trainer,
     VideoCodecTraining,
     carry_out,
@@ -242,9 +244,10 @@ class ReferenceTrainer(Trainer):
     def part(self) -> nn.Module:
         return self.mixer
 
-    def ends(self) -> tuple[nn.Conv2d, ...]:
+    def ends(self) -> dict[nn.Conv2d, float]:
         acting = self.mixer.acting
-        return self.mixer.flow, self.mixer.share, *((acting.flow, acting.tint) if acting else ())
+        slow = self.mixer.flow, *((acting.flow, acting.tint) if acting else ())
+        return {self.mixer.share: ADAM_RATE, **dict.fromkeys(slow, SLOW_RATE)}
 
     def differentiate(self, batch: list[Cut], generator: torch.Generator) -> float:
         """The mean loss over the pieces; leaves its gradients."""

@@ -65,8 +65,8 @@ class SharpTrainer(ReferenceTrainer):
     def part(self) -> nn.Module:
         return self.codec.decoder
 
-    def ends(self) -> tuple[nn.Conv2d, ...]:
-        return *Trainer.ends(self), *super().ends()
+    def ends(self) -> dict[nn.Conv2d, float]:
+        return Trainer.ends(self) | super().ends()
 
     def modules(self) -> dict[str, nn.Module]:
         return {**super().modules(), "critic": self.critic, "before": self.before}

@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 MOVED = 0.2
 """Weight of a moved picture's own distance from the frames, on four scales: what its flow is learned by where the
 mixture does not take it yet."""
+MUON_RATE = 1.0
 ADAM_RATE = 0.4  # of Muon's: what Adam trains (pixels, latents, gains) diverged at 2e-3
+SLOW_RATE = 0.04  # ends whose outputs are small numbers: at ten times this, a step is as large as what is to be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,24 +134,24 @@ class Trainer:
         codec.requires_grad_(False).eval()
         self.part().requires_grad_(True).train()
         self.parameters = {name: p for name, p in codec.named_parameters() if p.requires_grad}
-        outer = {id(end.weight) for end in self.ends()}
-        inner = [p for p in self.parameters.values() if p.ndim > 1 and id(p) not in outer]
-        others = [p for p in self.parameters.values() if p.ndim == 1 or id(p) in outer]
-        self.optimisers = (
-            Muon(inner, lr=settings.rate),
-            torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.97), eps=1e-7, weight_decay=0.0),
-        )
+        rates = {id(p): rate for end, rate in self.ends().items() for p in end.parameters()}
+        groups: dict[float, list[nn.Parameter]] = {MUON_RATE: []}
+        for p in self.parameters.values():
+            groups.setdefault(rates.get(id(p), MUON_RATE if p.ndim > 1 else ADAM_RATE), []).append(p)
+        inner, *others = ({"params": group, "part": part} for part, group in groups.items())
+        adam = torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.97), eps=1e-7, weight_decay=0.0)
+        self.optimisers = Muon([inner], lr=settings.rate), adam
         self.step, self.elapsed = 0, 0.0
 
     def part(self) -> nn.Module:
         """What is trained."""
         return self.codec.decoder if self.settings.decoder_only else self.codec
 
-    def ends(self) -> tuple[nn.Conv2d, ...]:
-        """Layers that are Adam's: pixels or latents, and so no hidden layer, on one side."""
+    def ends(self) -> dict[nn.Conv2d, float]:
+        """Layers that are Adam's: pixels or latents, and so no hidden layer, on one side; and their rates."""
         encoder, decoder = self.codec.encoder, self.codec.decoder
         moving = () if decoder.motion is None else (decoder.motion.key, decoder.motion.flow, decoder.motion.share)
-        return encoder.stem, encoder.head, decoder.stem, decoder.head, *moving
+        return dict.fromkeys((encoder.stem, encoder.head, decoder.stem, decoder.head, *moving), ADAM_RATE)
 
     @property
     def device(self) -> torch.device:
@@ -199,9 +201,8 @@ class Trainer:
 
     def update(self, batch: Any, generator: torch.Generator) -> float:
         """One optimiser step; returns the loss."""
-        for optimiser, factor in zip(self.optimisers, (1.0, ADAM_RATE), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate() * factor
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+            group["lr"] = self.rate() * group["part"]
         self.codec.zero_grad(set_to_none=True)
         loss = self.differentiate(batch, generator)
         nn.utils.clip_grad_norm_(self.parameters.values(), 0.5)
