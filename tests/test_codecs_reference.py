@@ -290,12 +290,13 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
     assert frozen and all(torch.equal(now[name], value) for name, value in frozen.items())
 
 
-def test_mouth_eyes_and_cheeks_are_left_to_the_decoder() -> None:
-    boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4], [0.6, 0.3, 0.7, 0.4]]])
+def test_what_a_face_and_hands_do_is_left_to_the_decoder() -> None:
+    boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4], [0.6, 0.3, 0.7, 0.4], [0.0, 0.6, 0.2, 0.8]]])
     mask = training.acting(boxes, 100)[0]
     assert mask[65, 50] == mask[70, 50] == mask[65, 37] == training.MOUTH and mask[75, 50] == 0
     assert mask[31, 35] == mask[39, 29] == mask[21, 35] == training.EYE  # and the brow
     assert mask[19, 35] == 0 and mask[41, 35] == training.CHEEK
+    assert mask[60, 10] == mask[90, 10] == training.MOUTH and mask[93, 10] == mask[70, 25] == 0  # a hand and its sleeve
     off = torch.zeros(1, 3, 1, 100, 100)
     off[..., 60:70, 45:47] = off[..., 34:36, 30:40] = 0.5  # a lip, a lid's edge
     found = training.acts(mask[None, None], off)[0, 0]

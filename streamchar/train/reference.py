@@ -77,7 +77,7 @@ ASTRAY = 0.05
 ACTED, ROOM = 0.2, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
 MOUTH, EYE, CHEEK = 1, 2, 3
-"""What acts: a mouth, an eye and its brow, cheeks that may blush."""
+"""What acts: a mouth or a hand, an eye and its brow, cheeks that may blush."""
 PALE = 30.0
 """Weight of the tint's squared distance."""
 SHUT, ASLEEP = 13, 0.7
@@ -261,7 +261,7 @@ class ReferenceTrainer(Trainer):
 
     def off(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
         """The loss: how far from the picture; of a student's estimates, whose faces are smeared, how far in eyes and
-        brows from the still moved there, and from `own` where a mouth or a lid is not as in the still."""
+        brows from the still moved there, and from `own` where a mouth, a hand or a lid is not as in the still."""
         frames = wanted = cut.frames_BCTHW.to(self.device)
         if cut.estimate:
             acting = cut.acting_BTHW.to(self.device)
@@ -344,20 +344,18 @@ def with_brows(boxes_TB4: np.ndarray) -> np.ndarray:
 
 
 def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W): `MOUTH` on the mouth (first box), `EYE` on eyes and brows (the next two and above), `CHEEK` from eye
-    to mouth, with room around; else 0.
+    """(T, H, W): `MOUTH` on the mouth (first box) and hands (the last), `EYE` on eyes and brows (the second and third,
+    and above), `CHEEK` from eye to mouth, with room around; else 0.
 
-    What a student's estimate of a mouth lacks is not in the still either, whose mouth is at rest: the mean of both
-    speaks less, and that of an open eye and one that blinks is neither. So there the decoder's own picture is the
-    target. Eyes that are open are the still's, moved; a blush is a tint of it."""
+    What a student's estimate of a mouth or a hand lacks is not in the still either: the mean of both speaks less, and
+    that of an open eye and one that blinks is neither. So there the decoder's own picture is the target. Eyes that are
+    open are the still's, moved; a blush is a tint of it."""
     mask_THW = torch.zeros(len(boxes_TB4), size, size)
-    for t, (mouth, *eyes) in enumerate(boxes_TB4[:, :3] * size):
-        areas = []
-        if eyes:
-            (left, *_), (*_, right, low) = eyes[0], eyes[-1]
-            wide = 0.4 * (eyes[0][2] - left)
-            areas.append((left - wide, max(eyes[0][3], low), right + wide, mouth[3], CHEEK))
-        for part, above, below, what in ((mouth, 0.1, 0.1, MOUTH), *((eye, 1.0, 0.0, EYE) for eye in eyes)):
+    for t, (mouth, left, right, *hands) in enumerate(boxes_TB4 * size):
+        wide = 0.4 * (left[2] - left[0])
+        areas = [(left[0] - wide, max(left[3], right[3]), right[2] + wide, mouth[3], CHEEK)]
+        parts = (left, 1.0, 0.0, EYE), (right, 1.0, 0.0, EYE), (mouth, 0.1, 0.1, MOUTH)
+        for part, above, below, what in (*parts, *((hand, 0.1, 0.6, MOUTH) for hand in hands)):  # and its sleeve
             wide, high = 0.2 * (part[2] - part[0]), part[3] - part[1]
             areas.append((part[0] - wide, part[1] - above * high, part[2] + wide, part[3] + below * high, what))
         for *sides, what in areas:
