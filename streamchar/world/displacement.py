@@ -20,6 +20,7 @@ RIM = 2.5
 """Units around the rims of glasses that move as they do."""
 
 
+@torch.no_grad()
 def displacement(
     who: Character, track: MotionTrack, size: int = 256, cell: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:

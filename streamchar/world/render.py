@@ -275,7 +275,6 @@ def draw_frame(who: Character, size: int = 256) -> Tensor:
 # ---- where to look, and what is seen there ----------------------------------------------------
 
 
-@torch.no_grad()
 def _pixel_boxes(who: Character, track: MotionTrack, box: Box, size: int) -> Tensor:
     return (_corners(head_pose(track, DEPTH["features"]), box) * (size / UNITS)).clamp(0, size)
 
