@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from streamchar import clock
@@ -187,48 +188,35 @@ def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec, parts:
     trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
     draw = torch.Generator().manual_seed(0)
 
-    def plan() -> list[Tensor]:
-        _, moved, _, *found = trainer.mixture(piece, draw)
-        return [part.detach() for part in (moved, *found)]
+    def flows() -> list[Tensor]:
+        return [part.detach() for part in trainer.mixture(piece, draw)[3:]]
 
-    before = float(trainer.astray(piece, *plan()))
+    before = float(trainer.astray(piece, *flows()))
     for _ in range(60):
         trainer.update([piece], draw)
-    assert float(trainer.astray(piece, *plan())) < 0.3 * before
-    for flow, mean in zip(plan()[1:3], (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
+    assert float(trainer.astray(piece, *flows())) < 0.3 * before
+    for flow, mean in zip(flows(), (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
         pixels = in_pixels(flow, 64)
         assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(mean, abs=0.6) and float(pixels.abs().max()) < 20
 
 
-def test_a_blush_is_a_colour_on_the_moved_still(codec: ToonVideoCodec) -> None:
-    """Cheeks turn red where the still is grey: the tint learns it, there and nowhere else, whatever else differs."""
-    z, grey = latents(3), torch.zeros(1, 3, 9, 64, 64)
-    codec.decoder.reference.acting.tint.weight.data.zero_()
-    areas, frames = torch.zeros(1, 9, 64, 64), grey.clone()
-    areas[..., 32:, :], frames[:, 0, :, 32:], frames[:, 2, :, :32] = training.CHEEK, 0.4, 0.4
-    piece = Cut(
-        frames_BCTHW=frames, weight_BTHW=torch.ones(1, 9, 64, 64), latents_BCKHW=z, still_BC1HW=latents(1),
-        picture_BCHW=grey[:, :, 0], displacement_B2Thw=torch.zeros(1, 2, 9, 16, 16), acting_BTHW=areas, estimate=True,
-        acted_B2Thw=torch.zeros(1, 2, 9, 16, 16), known_BThw=torch.ones(1, 9, 16, 16),
-    )  # fmt: skip
-    trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        trainer.update([piece], draw)
-    *_, tint = trainer.mixture(piece, draw)
-    high = tint.shape[-2]
-    red, green, blue = tint.detach()[0].mean((1, 3)).unflatten(1, (2, high // 2)).mean(2)
-    assert float(red[1]) == pytest.approx(0.4, abs=0.1) and float(red[0].abs()) < 0.1
-    assert float(green.abs().max()) < 0.1 and float(blue.abs().max()) < 0.1
+def test_a_blush_is_a_colour_of_the_moved_still() -> None:
+    """The own picture is red and coarsely grained; a still of fine stripes takes its colour where it is told to, and
+    keeps its stripes; elsewhere it stays."""
+    mixer = ReferenceMixer((8, 8, 8), 2, parts=2)
+    grain = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    own = torch.cat([0.4 + grain, grain, grain], 1).repeat(1, 4, 1, 1)
+    still = torch.tensor([-0.5, 0.5]).repeat(32).expand(1, 3, 64, 64)
+    tint, share = torch.full((1, 4, 8, 8), -30.0), torch.full((1, 4, 2, 64, 64), -30.0)
+    tint[:, :, 4:], share[:, :, 0] = 30.0, 30.0  # below; the moved still alone
+    share = F.pixel_unshuffle(share.flatten(1, 2), 2)
     with torch.no_grad():
-        plan = codec.decoder.reference.plan(
-            codec.decoder.features(codec.raw(z))[-3:], codec.decoder.beside(codec.raw(latents(1)))
-        )
-        own = torch.zeros(3, 12, 64, 64)
-        share = torch.full_like(plan.share, -30.0).unflatten(1, (4, 2, -1))
-        share[:, :, 0] = 30.0  # the moved still alone
-        made, _ = codec.decoder.reference.mix(own, grey[:, :, 0], plan.flow, share.flatten(1, 3), plan.tint)
-    assert float(made.unflatten(1, (4, 3))[:, :, 0, 40:].mean()) == pytest.approx(0.4, abs=0.1)
+        made, moved = mixer.mix(own, still, torch.zeros(1, 8, 8, 8), share, tint)
+    assert moved is None
+    added = made.unflatten(1, (4, 3)) - still
+    assert added[..., :24, :].abs().max() < 1e-3 and added[:, :, 1:].mean((-1, -2)).abs().max() < 0.05
+    assert float(added[:, :, 0, 40:].mean()) == pytest.approx(0.4, abs=0.05)
+    assert float(added[:, :, 0, 40:].std()) < 0.1 < float(grain.std())
 
 
 def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ only says where they went. Per frame, a flow field out of the decoder's own feat
 every pixel is a mixture of three: the decoder's own, the moved still's, and the still's where it was (what stands
 behind the character). With `parts`, the flow is that of a few parts which move as wholes each: a turned head is not
 torn where its latents do not agree on how far. A small flow of each place's own comes on top, for what a face does
-with brows, lids and gaze, and a smooth colour, for a blush. At initialisation the mixture is all but the decoder's own.
+with brows, lids and gaze, and places may take the own picture's colours, smoothed, as of a blush. At initialisation the
+mixture is all but the decoder's own.
 
 Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side at the finest level.
 """
@@ -95,20 +96,20 @@ def inverse(m_NK33: Tensor) -> Tensor:
 
 
 class Acting(nn.Module):
-    """What a face does beside moving with its part: a small flow of each place's own, and a colour, as of a blush."""
+    """What a face does beside moving with its part: a small flow of each place's own, and whether it blushes."""
 
     def __init__(self, middle: int, fine: int) -> None:
         super().__init__()
         self.inward = nn.Conv2d(middle + fine, ACTING, 1)
         self.flow = nn.Conv2d(ACTING, 2 * clock.VIDEO_STRIDE, 3, padding=1)
-        self.tint = nn.Conv2d(middle, 3 * clock.VIDEO_STRIDE, 1)
-        for head in (self.flow, self.tint):
+        self.tint = nn.Conv2d(middle, clock.VIDEO_STRIDE, 1)
+        for head, start in ((self.flow, 0.0), (self.tint, -OWN)):
             nn.init.zeros_(head.weight)
             assert head.bias is not None
-            nn.init.zeros_(head.bias)
+            nn.init.constant_(head.bias, start)
 
     def forward(self, both_NCHW: Tensor, x_NChw: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 4 2, H, W) in units of `REACH`, and (N, 4 3, h, w), what is added to the moved still."""
+        """(N, 4 2, H, W) in units of `REACH`, and (N, 4, h, w), logits of `Plan.tint`."""
         return self.flow(F.silu(self.inward(both_NCHW))).float(), self.tint(x_NChw).float()
 
 
@@ -121,7 +122,8 @@ class Plan(NamedTuple):
     acted: Tensor
     """What a face's acting adds to it."""
     tint: Tensor
-    """And to the colours of the moved still, (N, 4 3, h, w) of the middle level's size."""
+    """Logits of how far the moved still's colours, those of whole places, go towards the own picture's, (N, 4, h, w)
+    of the middle level's size."""
     share: Tensor
     """Logits of the mixture at the finest level."""
 
@@ -169,7 +171,8 @@ class ReferenceMixer(nn.Module):
         both = torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), fine], 1)
         share = self.share(both)
         if self.parts is None or self.acting is None:
-            return Plan(flow, torch.zeros_like(flow), flow.new_zeros(len(flow), 3 * clock.VIDEO_STRIDE, 1, 1), share)
+            never = flow.new_full((len(flow), clock.VIDEO_STRIDE, 1, 1), -100.0)
+            return Plan(flow, torch.zeros_like(flow), never, share)
         return Plan(self.parts(flow, x, fine), *self.acting(both, x), share)
 
     def mix(
@@ -189,9 +192,10 @@ class ReferenceMixer(nn.Module):
         ).float()
         still = still_NCHW.repeat_interleave(stride, 0)
         moved = move(still, in_pixels(flow, still.shape[-1]))
-        tint = rearrange(tint.float(), "n (f c) h w -> (n f) c h w", f=stride)
-        tinted = moved + F.interpolate(tint, size=moved.shape[-2:], mode="bilinear", align_corners=False)
         own = own_NCHW.float().unflatten(1, (stride, 3)).flatten(0, 1)
+        colours = (F.adaptive_avg_pool2d(x, tint.shape[-2:]) for x in (own, moved))
+        added = tint.float().sigmoid().flatten(0, 1)[:, None] * torch.sub(*colours)
+        tinted = moved + F.interpolate(added, size=moved.shape[-2:], mode="bilinear", align_corners=False)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
         mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], tinted, shares[:, 1:2]), still, shares[:, 2:3])
         return mixed.unflatten(0, (-1, stride)).flatten(1, 2), moved.unflatten(0, (-1, stride)).flatten(1, 2)
