@@ -195,7 +195,7 @@ def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec, parts:
     for _ in range(60):
         trainer.update([piece], draw)
     assert float(trainer.astray(piece, *flows())) < 0.3 * before
-    for flow, mean in zip(flows(), (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
+    for flow, mean in zip(flows()[:2], (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
         pixels = in_pixels(flow, 64)
         assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(mean, abs=0.6) and float(pixels.abs().max()) < 20
 

@@ -78,8 +78,8 @@ ACTED, ROOM = 0.2, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
 MOUTH, EYE, CHEEK = 1, 2, 3
 """What acts: a mouth or a hand, an eye and its brow, cheeks that may blush."""
-BLUSH = 5.0
-"""Weight of cheeks' pixels."""
+BLUSH = 1.0
+"""Weight of knowing where cheeks are, which take the own picture's colours."""
 SHUT, ASLEEP = 13, 0.7
 """An eye is shut where a square of so many pixels is by this much of its area not the still's: of the world's frames
 none with open eyes, all with shut ones, and nine of ten in between."""
@@ -208,10 +208,10 @@ class Examples:
         span = slice(clock.VIDEO_STRIDE * first, clock.VIDEO_STRIDE * (first + groups) + 1)
         frames = file.get_slice("frames")[row, span].float().div(127.5).sub(1)
         boxes = file.get_slice("boxes")[row, span].numpy()
-        what, weight = acting(boxes, frames.shape[-1]), weight_map(with_brows(boxes), frames.shape[-1])
         return Cut(
-            frames_BCTHW=frames.transpose(0, 1)[None], weight_BTHW=weight.where(what != CHEEK, BLUSH)[None],
-            acting_BTHW=what[None], estimate=kind != "truth",
+            frames_BCTHW=frames.transpose(0, 1)[None],
+            weight_BTHW=weight_map(with_brows(boxes), frames.shape[-1])[None],
+            acting_BTHW=acting(boxes, frames.shape[-1])[None], estimate=kind != "truth",
             latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
             still_BC1HW=file.get_slice("still")[row].float()[None],
             picture_BCHW=file.get_slice("picture")[row].float().div(127.5).sub(1)[None],
@@ -255,8 +255,8 @@ class ReferenceTrainer(Trainer):
         """The mean loss over the pieces; leaves its gradients."""
         total = 0.0
         for cut in batch:
-            mixed, moved, own, *flows = self.mixture(cut, generator)
-            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, *flows)) / len(batch)
+            mixed, moved, own, *plan = self.mixture(cut, generator)
+            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, *plan)) / len(batch)
             loss.backward()
             total += loss.item()
         return total
@@ -272,9 +272,10 @@ class ReferenceTrainer(Trainer):
         loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
         return loss + MOVED * distance(moved - frames)
 
-    def astray(self, cut: Cut, flow_B2Thw: Tensor, acted_B2Thw: Tensor) -> Tensor:
+    def astray(self, cut: Cut, flow_B2Thw: Tensor, acted_B2Thw: Tensor, tint_B1Thw: Tensor) -> Tensor:
         """The loss of the two flows: how many pixels from the known displacements, where they are known; more in a
-        face. Each has its own share of them to answer for: no place may undo by itself what its part does."""
+        face. Each has its own share of them to answer for: no place may undo by itself what its part does. And the
+        tint's, which is to be where cheeks are: an estimate's blush is not the true one, and is a blush."""
         acted, known = cut.acted_B2Thw.to(self.device), cut.known_BThw.to(self.device)
         weight = known * F.adaptive_avg_pool2d(cut.weight_BTHW.to(self.device), known.shape[-2:])
         acts = known * (acted.abs().amax(1) > 0.25)  # few places: a mean for them, and one for the rest
@@ -287,11 +288,12 @@ class ReferenceTrainer(Trainer):
             found = F.interpolate(found, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
             off = (found - wanted.transpose(1, 2).flatten(0, 1)).square().sum(1).add(1e-2).sqrt()
             total = total + sum((off * x.flatten(0, 1)).sum() / x.sum().clamp(min=1) for x in places)
-        return ASTRAY * total
+        cheeks = F.adaptive_avg_pool2d((cut.acting_BTHW.to(self.device) == CHEEK).float(), tint_B1Thw.shape[-2:])
+        return ASTRAY * total + BLUSH * F.binary_cross_entropy_with_logits(tint_B1Thw[:, 0], cheeks)
 
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
         """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the second's two flows,
-        (B, 2, 1 + 4 k, h, w)."""
+        (B, 2, 1 + 4 k, h, w), and its tint's logits, (B, 1, 1 + 4 k, h, w)."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -301,9 +303,9 @@ class ReferenceTrainer(Trainer):
                 beside = codec.decoder.beside(codec.raw(cut.still_BC1HW.to(self.device)))
             plan = self.mixer.plan(features[-3:], beside)
             used = known_flow(cut, plan.flow + plan.acted) if cut.estimate else plan.flow + plan.acted
-            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), used, plan.share, plan.tint)
+            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), used, plan.share, plan.tint.detach())
         assert moved is not None, "made with gradients"
-        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, plan.flow, plan.acted)]
+        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, plan.flow, plan.acted, plan.tint)]
 
 
 def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
