@@ -18,22 +18,17 @@ from streamchar.codecs.reference import Parts, ReferenceMixer, in_pixels, invers
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
-from streamchar.data.shards import write_shard
+from streamchar.data.shards import Shard, write_shard
 from streamchar.errors import ConfigError, DataError, InputError
 from streamchar.stream import decoding
 from streamchar.stream import models as stream_models
 from streamchar.stream.pipeline import StreamCharPipeline
 from streamchar.stream.state import StreamState
+from streamchar.train import estimates
 from streamchar.train import reference as training
+from streamchar.train.estimates import CHEEK, EYE, MOUTH, Cut, Examples, draw_examples, example
 from streamchar.train.principal import principal_start
-from streamchar.train.reference import (
-    Cut,
-    Examples,
-    ReferenceTrainer,
-    draw_examples,
-    example,
-    train_reference,
-)
+from streamchar.train.reference import ReferenceTrainer, train_reference
 from streamchar.train.video_codec import VideoCodecTraining, widened
 from tests.streams import tiny_models
 
@@ -117,7 +112,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_example_is_the_clip_drawn_again_and_the_students_view_of_it(folders: Path) -> None:
     models = stream_models.load(folders / "model")
-    clip = training.Shard(folders / "data" / "shard-00000.safetensors")[0]
+    clip = Shard(folders / "data" / "shard-00000.safetensors")[0]
     found = example(models, clip, 1, seed=5)
     frames = found["frames"].float().div(127.5).sub(1).transpose(0, 1)[None]
     torch.testing.assert_close(models.video_codec.encode(frames)[0], found["truth"].float(), atol=0.1, rtol=0.05)
@@ -198,6 +193,15 @@ def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec, parts:
     for flow, mean in zip(flows()[:2], (0.5, 1.5) if parts else (2.0, 0.0), strict=True):
         pixels = in_pixels(flow, 64)
         assert float(pixels[:, 0, ..., :3].mean()) == pytest.approx(mean, abs=0.6) and float(pixels.abs().max()) < 20
+    if not parts:
+        return
+    product, square = trainer.along
+    assert 0.2 < product / square < 1.1  # since the first step, mostly
+    for along, more in (((0.8, 1.0), 1.25), ((1.2, 1.0), 1.0), ((-0.1, 1.0), training.MORE), ((0.0, 0.0), 1.0)):
+        trainer.along = along
+        made, plain = (c.decoder.reference.acting.flow for c in (trainer.expressive(), trainer.average))
+        torch.testing.assert_close(made.weight, more * plain.weight)
+        assert plain.weight.abs().max() > 0
 
 
 def test_a_blush_is_a_colour_of_the_moved_still() -> None:
@@ -280,11 +284,11 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
 
 def test_what_a_face_and_hands_do_is_left_to_the_decoder() -> None:
     boxes = np.array([[[0.4, 0.6, 0.6, 0.7], [0.3, 0.3, 0.4, 0.4], [0.6, 0.3, 0.7, 0.4], [0.0, 0.6, 0.2, 0.8]]])
-    mask = training.acting(boxes, 100)[0]
-    assert mask[65, 50] == mask[70, 50] == mask[65, 37] == training.MOUTH and mask[75, 50] == 0
-    assert mask[31, 35] == mask[39, 29] == mask[21, 35] == training.EYE  # and the brow
-    assert mask[19, 35] == 0 and mask[41, 35] == training.CHEEK
-    assert mask[60, 10] == mask[90, 10] == training.MOUTH and mask[93, 10] == mask[70, 25] == 0  # a hand and its sleeve
+    mask = estimates.acting(boxes, 100)[0]
+    assert mask[65, 50] == mask[70, 50] == mask[65, 37] == MOUTH and mask[75, 50] == 0
+    assert mask[31, 35] == mask[39, 29] == mask[21, 35] == EYE  # and the brow
+    assert mask[19, 35] == 0 and mask[41, 35] == CHEEK
+    assert mask[60, 10] == mask[90, 10] == MOUTH and mask[93, 10] == mask[70, 25] == 0  # a hand and its sleeve
     off = torch.zeros(1, 3, 1, 100, 100)
     off[..., 60:70, 45:47] = off[..., 34:36, 30:40] = 0.5  # a lip, a lid's edge
     found = training.acts(mask[None, None], off)[0, 0]
@@ -292,13 +296,13 @@ def test_what_a_face_and_hands_do_is_left_to_the_decoder() -> None:
     off[..., 27:42, 58:73] = 0.5  # an eye that is shut
     found = training.acts(mask[None, None], off)[0, 0]
     assert found[31:40, 60:70].all() and not found[30:40, :45].any()
-    assert mask[50, 32] == mask[69, 68] == training.CHEEK and mask[50, 25] == mask[50, 75] == 0  # a blush
+    assert mask[50, 32] == mask[69, 68] == CHEEK and mask[50, 25] == mask[50, 75] == 0  # a blush
 
 
 def test_training_says_what_it_cannot_use(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--preset toon"):
         train_reference(folders / "data", tmp_path, 0.01, config=paper().video)
-    clip = training.Shard(folders / "data" / "shard-00000.safetensors")[0]
+    clip = Shard(folders / "data" / "shard-00000.safetensors")[0]
     silent = dataclasses.replace(clip, video=None, still=None)
     (tmp_path / "speech").mkdir()
     write_shard(tmp_path / "speech" / "shard-00000.safetensors", [silent])

@@ -14,8 +14,9 @@ from streamchar.data.prepare import clip_record
 from streamchar.data.shards import write_shard
 from streamchar.stream import models as stream_models
 from streamchar.train import sharpen
+from streamchar.train.estimates import Cut
 from streamchar.train.principal import principal_start
-from streamchar.train.reference import Cut, train_reference
+from streamchar.train.reference import train_reference
 from streamchar.train.sharpen import SIDE, SharpTrainer, busy_places, crops
 from streamchar.train.video_codec import VideoCodecTraining, widened
 from tests.streams import tiny_models

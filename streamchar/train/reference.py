@@ -1,10 +1,7 @@
 """Training of what the small video codec's decoder takes from the still (`codecs/reference.py`).
 
-Encoder and decoder are frozen; latents stay what they are. Examples are chunks of joint training's clips: drawn again
-from their seeds, beside four versions of their latents. The true ones, and three that a student makes of them: noised
-to the level of its last step and predicted in one step, to that of the step before and predicted in two, and so on.
-Those stand where the clip stands and are smeared as what the student plays is; so the mixer learns to trust the
-still where the student's latents are not to be trusted.
+Encoder and decoder are frozen; latents stay what they are. Examples are true latents and a student's estimates of them
+(`train/estimates.py`).
 
 How the still has to be moved is not left to the pictures' differences, which lead nowhere from some pixels away: the
 world knows where each part of a character was in the still (`world/displacement.py`), and the flow is asked
@@ -15,37 +12,23 @@ Shape letters as in `codecs/video.py`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamchar import clock
-from streamchar.codecs.component import fingerprint
 from streamchar.codecs.reference import ReferenceMixer, in_pixels
 from streamchar.codecs.video import ToonVideoCodec, in_time
 from streamchar.config.model import VideoCodecConfig
-from streamchar.data.origin import NAME, settle
-from streamchar.data.shards import ClipRecord, Shard, shard_paths
-from streamchar.errors import DataError, InputError
-from streamchar.flow.path import clean_from_velocity, interpolate
-from streamchar.flow.sampler import Latents, VelocityField
-from streamchar.flow.schedule import Schedule
-from streamchar.stream.chunk import generate_chunk
-from streamchar.stream.models import Models, load
-from streamchar.stream.session import sampler_of
-from streamchar.stream.state import StreamState
-from streamchar.train.streams import begin, transcript_of
-from streamchar.train.video_clips import boxes_of, weight_map
+from streamchar.errors import InputError
+from streamchar.stream.models import load
+from streamchar.train.estimates import CHEEK, EYE, MOUTH, Cut, Examples, draw_examples
 from streamchar.train.video_codec import (
     ADAM_RATE,
     MOVED,
@@ -57,177 +40,20 @@ from streamchar.train.video_codec import (
     reconstruction_loss,
     widened,
 )
-from streamchar.world.clips import make_clip
-from streamchar.world.displacement import displacement
-from streamchar.world.render import draw_frame
 
 log = logging.getLogger(__name__)
 
-STEPS = {"near": 1, "far": 2, "farther": 3}
-"""Of a student's last, that an estimate takes."""
-KINDS = ("truth", "near", "far", "far", "farther", "farther")
-"""Latents of an example, as often as they are drawn."""
-FILE = 16
-"""Examples of a file."""
-PER_CLIP = 2
-CELL = 4
-"""Pixels of a cell of the known displacements."""
-ASTRAY = 0.05
-"""Weight of the flow's distance from them, in pixels."""
+ASTRAY = 0.1
+"""Weight of a flow's distance from the known displacements, in pixels."""
 ACTED, ROOM = 0.2, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
-MOUTH, EYE, CHEEK = 1, 2, 3
-"""What acts: a mouth or a hand, an eye and its brow, cheeks that may blush."""
+MORE = 1.5
+"""The acting flow is made larger by no more than this."""
 BLUSH = 1.0
 """Weight of knowing where cheeks are, which take the own picture's colours."""
 SHUT, ASLEEP = 13, 0.7
 """An eye is shut where a square of so many pixels is by this much of its area not the still's: of the world's frames
 none with open eyes, all with shut ones, and nine of ten in between."""
-GROUPS = 2
-"""Of four frames behind the first that one step sees."""
-
-
-class Estimate:
-    """A sampler that begins from a true chunk, noised to `sigmas[0]`, instead of from noise."""
-
-    def __init__(self, truth: Latents, sigmas: list[float], schedule: Schedule, deviations: tuple[float, ...]) -> None:
-        self.truth, self.sigmas, self.schedule, self.deviations = truth, sigmas, schedule, deviations
-
-    def __call__(self, field: VelocityField, noise: Latents, generator: torch.Generator) -> Latents:
-        clean = self.truth
-        for step, sigma in enumerate(self.sigmas):
-            level = torch.full((1,), sigma, device=clean[0].device)
-            fresh = [
-                deviation * torch.randn(c.shape, generator=generator).to(c)
-                for deviation, c in zip(self.deviations, clean, strict=True)
-            ]
-            x = tuple(interpolate(c, e, level) for c, e in zip(clean, fresh, strict=True))
-            v = field(x, sigma, step == len(self.sigmas) - 1)
-            clean = tuple(clean_from_velocity(a, b, level) for a, b in zip(x, v, strict=True))
-        return clean
-
-
-@torch.inference_mode()
-def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
-    """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
-    fractions of the picture, "displacement" (33, 2, H / 4, W / 4) in pixels, what of it is "acted" and where it is
-    "known", the latents of the "still" and the four kinds of the chunk's."""
-    assert clip.video is not None and clip.still is not None
-    world = make_clip(clip.seed, short=clip.short)
-    size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
-    track, who = world.track, world.character
-    state = begin(models, clip, seed=seed, first=chunk)
-    J = clock.AUDIO_LATENTS_PER_CHUNK
-    moved, acted, known = displacement(who, track.slice(*span), size, CELL)
-    truth = clip.video[None, chunk], clip.audio[None, chunk * J : (chunk + 1) * J]
-    found = {
-        "frames": world.frames(*span, size), "boxes": boxes_of(who, track, size)[slice(*span)].float().contiguous(),
-        "displacement": moved.half(), "acted": acted.half(), "known": known.byte(),
-        "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
-    }  # fmt: skip
-    for kind, steps in STEPS.items():
-        found[kind] = _estimated(models, clip, state, truth, steps)
-    return found
-
-
-def _estimated(models: Models, clip: ClipRecord, state: StreamState, truth: Latents, steps: int) -> Tensor:
-    schedule = sampler_of(models, state).schedule
-    sigmas = schedule.sigmas().tolist()[:-1][-steps:]
-    clean = tuple(part.float().to(models.device) for part in truth)
-    sampler = Estimate(clean, sigmas, schedule, state.temperatures)
-    made, _ = generate_chunk(models, state, sampler, transcript=transcript_of(clip))
-    return made.video[0].half().cpu()
-
-
-def draw_examples(models: Models, data: Path, folder: Path, count: int, *, seed: int = 0) -> None:
-    """Write `count` examples to `folder`, in files of `FILE`; those that are there already stay, and must be of the
-    same model. Raises `InputError`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    origin = {
-        "seed": seed, "dit": fingerprint(models.dit), "orchestrator": fingerprint(models.orchestrator),
-        "video_codec": fingerprint(models.video_codec),
-    }  # fmt: skip
-    settle(folder / NAME, origin, begun=any(folder.glob("examples-*")))
-    order = random.Random(f"reference-{seed}")
-    shards = [Shard(path) for path in shard_paths(data)]
-    entries = [(s, i) for s, shard in enumerate(shards) if shard.has_video for i in range(len(shard))]
-    if not entries:
-        raise DataError(f"expected clips with video in {data}, found speech alone; give the folder of joint training")
-    order.shuffle(entries)
-    per_file = FILE // PER_CLIP
-    for number in range(-(-count // FILE)):
-        path = folder / f"examples-{number:05d}.safetensors"
-        if path.exists():
-            continue
-        made = []
-        for place in range(number * per_file, (number + 1) * per_file):
-            clip = shards[entries[place % len(entries)][0]][entries[place % len(entries)][1]]
-            draw = random.Random(f"reference-{seed}-{place}")
-            assert clip.video is not None
-            for chunk in draw.choices(range(len(clip.video)), k=PER_CLIP):
-                made.append(example(models, clip, chunk, draw.randrange(2**31)))
-        part = path.with_suffix(".part")
-        save_file({name: torch.stack([one[name] for one in made]) for name in made[0]}, part)
-        part.replace(path)
-        log.info("drew %d of %d examples", (number + 1) * FILE, count)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """A piece of an example: 1 + k latents of one kind, the 1 + 4 k frames from the first one's last on."""
-
-    frames_BCTHW: Tensor
-    weight_BTHW: Tensor
-    latents_BCKHW: Tensor
-    still_BC1HW: Tensor
-    picture_BCHW: Tensor
-    displacement_B2Thw: Tensor
-    acted_B2Thw: Tensor
-    known_BThw: Tensor
-    """Where the still shows what a frame shows, in pixels from there, how much of that is a face's acting, and whether
-    it does."""
-    acting_BTHW: Tensor
-    """Where a face acts: `MOUTH`, `EYE`, `CHEEK` or 0."""
-    estimate: bool
-    """Whether the latents are a student's."""
-
-
-class Examples:
-    """What `draw_examples` wrote. Raises `DataError`."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            self.files = [safe_open(path, "pt") for path in sorted(folder.glob("examples-*.safetensors"))]
-            self.index = [(f, i) for f in self.files for i in range(f.get_slice("acted").get_shape()[0])]
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{folder} holds an example that cannot be read ({error}); delete it") from None
-
-    def cut(self, number: int, kind: str, first: int, groups: int) -> Cut:
-        """Latents `first` to `first + groups` of example `number`."""
-        file, row = self.index[number]
-        span = slice(clock.VIDEO_STRIDE * first, clock.VIDEO_STRIDE * (first + groups) + 1)
-        frames = file.get_slice("frames")[row, span].float().div(127.5).sub(1)
-        boxes = file.get_slice("boxes")[row, span].numpy()
-        return Cut(
-            frames_BCTHW=frames.transpose(0, 1)[None],
-            weight_BTHW=weight_map(with_brows(boxes), frames.shape[-1])[None],
-            acting_BTHW=acting(boxes, frames.shape[-1])[None], estimate=kind != "truth",
-            latents_BCKHW=file.get_slice(kind)[row, :, first : first + groups + 1].float()[None],
-            still_BC1HW=file.get_slice("still")[row].float()[None],
-            picture_BCHW=file.get_slice("picture")[row].float().div(127.5).sub(1)[None],
-            displacement_B2Thw=file.get_slice("displacement")[row, span].float().transpose(0, 1)[None],
-            acted_B2Thw=file.get_slice("acted")[row, span].float().transpose(0, 1)[None],
-            known_BThw=file.get_slice("known")[row, span].float()[None],
-        )  # fmt: skip
-
-    def batches(self, size: int, draw: random.Random) -> Iterator[list[Cut]]:
-        """Endless batches of short pieces."""
-        last = clock.VIDEO_LATENTS_PER_CHUNK - 1 - GROUPS
-        while True:
-            yield [
-                self.cut(draw.randrange(len(self.index)), draw.choice(KINDS), draw.randint(0, last), GROUPS)
-                for _ in range(size)
-            ]
 
 
 class ReferenceTrainer(Trainer):
@@ -235,6 +61,8 @@ class ReferenceTrainer(Trainer):
 
     deep = False
     """Whether the decoder in front of the mixer learns too."""
+    along: tuple[float, float] = (0.0, 0.0)
+    """Of what faces' acting was found to be and what it is, lately: their product, and the second's square."""
 
     @property
     def mixer(self) -> ReferenceMixer:
@@ -258,6 +86,7 @@ class ReferenceTrainer(Trainer):
             mixed, moved, own, *plan = self.mixture(cut, generator)
             loss = (self.off(cut, mixed, moved, own) + self.astray(cut, *plan)) / len(batch)
             loss.backward()
+            self.follow(cut, plan[1])
             total += loss.item()
         return total
 
@@ -290,6 +119,26 @@ class ReferenceTrainer(Trainer):
             total = total + sum((off * x.flatten(0, 1)).sum() / x.sum().clamp(min=1) for x in places)
         cheeks = F.adaptive_avg_pool2d((cut.acting_BTHW.to(self.device) == CHEEK).float(), tint_B1Thw.shape[-2:])
         return ASTRAY * total + BLUSH * F.binary_cross_entropy_with_logits(tint_B1Thw[:, 0], cheeks)
+
+    @torch.no_grad()
+    def follow(self, cut: Cut, acted_B2Thw: Tensor) -> None:
+        """Update `along`."""
+        wanted, found = cut.acted_B2Thw.to(self.device), in_pixels(acted_B2Thw.float(), cut.picture_BCHW.shape[-1])
+        found = F.adaptive_avg_pool3d(found, wanted.shape[-3:]) * cut.known_BThw[:, None].to(self.device)
+        now = (found * wanted).sum().item(), (wanted * wanted).sum().item()
+        self.along = tuple(0.995 * old + new for old, new in zip(self.along, now, strict=True))  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def expressive(self) -> ToonVideoCodec:
+        """The average, its acting flow as large as what it stands for: where latents leave open what a face does, the
+        mean of what it may do is less than what it does. By at most `MORE`."""
+        made, (product, square) = copy.deepcopy(self.average), self.along
+        mixer = made.decoder.reference
+        if mixer is not None and mixer.acting is not None and square > 0:
+            more = min(max(square / max(product, square / MORE), 1.0), MORE)
+            for value in mixer.acting.flow.parameters():
+                value.mul_(more)
+        return made
 
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
         """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the second's two flows,
@@ -332,34 +181,6 @@ def acts(acting_BTHW: Tensor, off_B3THW: Tensor) -> Tensor:
     return (near & (acting_BTHW == MOUTH)) | (shut & (acting_BTHW == EYE))
 
 
-def with_brows(boxes_TB4: np.ndarray) -> np.ndarray:
-    """Boxes of mouth, eyes and the rest; the eyes' as much higher as they are high, for the brows."""
-    boxes_TB4 = boxes_TB4.copy()
-    boxes_TB4[:, 1:3, 1] -= boxes_TB4[:, 1:3, 3] - boxes_TB4[:, 1:3, 1]
-    return boxes_TB4
-
-
-def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
-    """(T, H, W): `MOUTH` on the mouth (first box) and hands (the last), `EYE` on eyes and brows (the second and third,
-    and above), `CHEEK` from eye to mouth, with room around; else 0.
-
-    What a student's estimate of a mouth or a hand lacks is not in the still either: the mean of both speaks less, and
-    that of an open eye and one that blinks is neither. So there the decoder's own picture is the target. Eyes that are
-    open are the still's, moved; a blush is a tint of it."""
-    mask_THW = torch.zeros(len(boxes_TB4), size, size)
-    for t, (mouth, left, right, *hands) in enumerate(boxes_TB4 * size):
-        wide = 0.4 * (left[2] - left[0])
-        areas = [(left[0] - wide, max(left[3], right[3]), right[2] + wide, mouth[3], CHEEK)]
-        parts = (left, 1.0, 0.0, EYE), (right, 1.0, 0.0, EYE), (mouth, 0.1, 0.1, MOUTH)
-        for part, above, below, what in (*parts, *((hand, 0.1, 0.6, MOUTH) for hand in hands)):  # and its sleeve
-            wide, high = 0.2 * (part[2] - part[0]), part[3] - part[1]
-            areas.append((part[0] - wide, part[1] - above * high, part[2] + wide, part[3] + below * high, what))
-        for *sides, what in areas:
-            x0, y0, x1, y1 = (max(0, round(float(v))) for v in sides)
-            mask_THW[t, y0:y1, x0:x1] = what
-    return mask_THW
-
-
 def train_reference(
     data: Path, out: Path, minutes: float, *, config: VideoCodecConfig, resume: bool = False, clips: int = 800,
     start: Path | None = None, batch: int = 2, rate: float | None = None, seed: int = 0, device: str = "cpu",
@@ -386,8 +207,8 @@ def train_reference(
 
     def write(_: bool) -> None:
         trainer.save(out / "training")
-        trainer.average.save(out)  # float32: the encoder stays the one that data was made with
+        trainer.expressive().save(out)  # float32: the encoder stays the one that data was made with
         log.info("wrote %s at step %d", out, trainer.step)
 
     carry_out(trainer, examples.batches(batch, random.Random(seed + trainer.step)), generator, write)
-    return trainer.average
+    return trainer.expressive()

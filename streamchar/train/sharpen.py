@@ -2,7 +2,7 @@
 
 A hand that moves has no still to be taken from (`codecs/reference.py`), and a student of few steps gives its latents as
 a mean of many hands: the picture nearest to all of them is a pale cloud. A critic that knows drawn frames from decoded
-ones asks for one of them instead. Decoder and mixer learn on the examples of `train/reference.py`; encoder and latents
+ones asks for one of them instead. Decoder and mixer learn on the examples of `train/estimates.py`; encoder and latents
 stay what they are.
 
 Shape letters as in `codecs/video.py`; M crops of S x S pixels.
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from streamchar.codecs.video import ToonVideoCodec
-from streamchar.train.reference import Cut, ReferenceTrainer
+from streamchar.train.estimates import Cut
+from streamchar.train.reference import ReferenceTrainer
 from streamchar.train.video_codec import Trainer, VideoCodecTraining
 
 SIDE = 64
@@ -85,6 +86,7 @@ class SharpTrainer(ReferenceTrainer):
             grads = torch.autograd.grad(loss, given)
             wrong = self._critic_step(cut, given[0], grads[0], generator)
             astray = self.astray(cut, *plan) / len(batch)
+            self.follow(cut, plan[1])
             torch.autograd.backward((mixed, moved, astray), (grads[0] + wrong, grads[1], None))
             total += loss.item() + astray.item()
         return total
