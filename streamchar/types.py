@@ -115,6 +115,11 @@ class AudioCodec(Protocol):
     lookahead: int
     """0: decoding is causal."""
 
+    def begin(self, reference_BTC: Tensor | None) -> Any | None:
+        """The state of `decode` before a stream's first latents, for a decoder that uses whose voice it is: latents
+        (B, R, C) of the reference audio, if there is one."""
+        ...
+
     def encode(self, samples_BS: Tensor) -> Tensor:
         """(B, S) with S a multiple of 2048 -> (B, S/2048, C)."""
         ...

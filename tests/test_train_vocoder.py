@@ -7,7 +7,7 @@ import torch
 from streamchar.codecs.audio import BINS, HOP, OVERLAP, Spectra, ToonAudioCodec
 from streamchar.config.model import AudioCodecConfig
 from streamchar.errors import ConfigError, DataError
-from streamchar.train.audio_codec import Speeches, prepare_speech, spectrogram, train_audio_codec
+from streamchar.train.audio_codec import FRAMES, Speeches, prepare_speech, spectrogram, train_audio_codec
 from streamchar.train.vocoder import (
     CRITIC,
     FLOOR,
@@ -21,7 +21,7 @@ from streamchar.train.vocoder import (
 from streamchar.types import Filters
 from streamchar.world.voice import speak
 
-CONFIG = AudioCodecConfig(family="toon", latent_channels=64, width=16, blocks=2)
+CONFIG = AudioCodecConfig(family="toon", latent_channels=64, width=16, blocks=2, voice=4)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,48 @@ def test_the_truth_costs_least(shards):
         assert 3 * true[name] < off[name], "what is at the floor counts the floor twice here, and nothing else"
     assert true["phase"] < 1e-3 and true["pitch"] < 0.01 < off["pitch"] and true["voiced"] < 1e-3
     assert made.shape == real.shape == (2, 2, ahead.shape[1], GROUPS)
+
+
+def test_a_reference_is_the_same_voice_saying_something_else(tmp_path):
+    """Two voices of three sentences of 2 s each: a segment and its reference never are of both, and never overlap."""
+    blocks, sentence = 12 * 96, 2 * 96
+    sound = np.repeat(np.arange(blocks), HOP).astype(np.int16)
+    tracks = {name: np.zeros((blocks, GROUPS), np.float16) for name in ("harmonic", "phase", "noise")}
+    np.savez(
+        tmp_path / "speech-00000.npz", sound=sound, disguise=sound, pitch=np.arange(blocks, dtype=np.float16),
+        label=np.zeros(blocks, np.uint8), bounds=np.arange(0, blocks + 1, sentence), speaker=np.arange(6) // 3,
+        **tracks,
+    )
+    (tmp_path / "speech-00001.npz").write_bytes((tmp_path / "speech-00000.npz").read_bytes())
+    speeches, rng = Speeches(tmp_path, with_spectra=True), np.random.default_rng(0)
+    for _ in range(20):
+        samples, given = speeches.spectra(8, rng)
+        first, other = ((x[:, 0] * 32767).round().long() for x in (samples, given["reference"]))
+        assert samples.shape == given["reference"].shape == (8, FRAMES * HOP)
+        last = (samples[:, -1] * 32767).round().long()
+        assert torch.equal(first // (3 * sentence), last // (3 * sentence))
+        assert torch.equal(first // (3 * sentence), other // (3 * sentence))
+        assert ((other + FRAMES <= first) | (other >= first + FRAMES)).all()
+        assert len(set(first.tolist())) > 2 and len(set(other.tolist())) > 2
+
+
+def test_a_disguise_has_the_same_pitch_and_times(shards):
+    """Another throat says the same at the same time: it is heard in the latents, and not in the pitch."""
+    speeches = Speeches(shards, with_spectra=True)
+    assert len(speeches.disguise) == len(speeches.sound) and not np.array_equal(speeches.disguise, speeches.sound)
+    loud = [np.abs(x.astype(np.float32)).reshape(-1, HOP).mean(1) for x in (speeches.sound, speeches.disguise)]
+    assert np.corrcoef(*loud)[0, 1] > 0.9
+
+
+def test_the_voice_is_learned_from_the_reference(shards):
+    torch.manual_seed(0)
+    codec = ToonAudioCodec(CONFIG)
+    trainer, speeches = VocoderTrainer(codec, 2e-2, 0), Speeches(shards, with_spectra=True)
+    samples, given = speeches.spectra(2, np.random.default_rng(0))
+    for _ in range(4):
+        trainer.update(samples, given, 0.0, critic=False)
+    timbre = trainer.decoder.timbre
+    assert timbre.outward.weight.abs().max() > 0 and timbre.inward.weight.grad.abs().max() > 0
 
 
 def test_training_leaves_the_encoder_and_lowers_the_loss(shards):

@@ -67,9 +67,16 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
         frames = clock.VIDEO_STRIDE * clock.VIDEO_LATENTS_PER_CHUNK
         place, end = (x // clock.VIDEO_LATENTS_PER_CHUNK for x in (middle, fine))
         total += _convs(mixer.parts.said, middle) + _convs(mixer.parts.edges, fine)
-        total += _convs(mixer.acting.inward, fine) + _convs(mixer.acting.flow, fine) + _convs(mixer.acting.tint, middle)
-        # both sums and the maps; the maps mixed, and at work
-        total += 2 * frames * (mixer.parts.count * (place * (9 + 6) + 18) + end * 6 * (mixer.parts.count + 1))
+        total += _convs(mixer.acting.told, fine) + _convs(mixer.acting.tint, middle)
+        total += sum(
+            _convs(part, frames * end) for part in (mixer.acting.seen, mixer.acting.matched, mixer.acting.moves)
+        )
+        # twice: both sums and the maps, and these at every place
+        total += 4 * frames * mixer.parts.count * (place * (9 + 6) + 18 + end * 6)
+        # a blush's colours laid on the picture, down and across
+        high, wide = (n * codec.spatial_stride for n in latent_size)
+        shrunk = math.isqrt(wide * high // place)
+        total += 2 * frames * 3 * (high * (high // shrunk) * (wide // shrunk) + high * (wide // shrunk) * wide)
     return total
 
 

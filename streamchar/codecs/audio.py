@@ -37,6 +37,8 @@ LOW_BINS = 96  # 12 Hz each: resolves the harmonics of low voices up to 1.1 kHz
 TOP_HZ = 12_000.0
 VOICED_HZ = 45.0
 NOISE_BLOCKS = 256
+LISTENING = 96
+"""Width of the network that hears whose voice a reference is."""
 
 
 def mel_filters(bins: int, mels: int, rate: int, low: float = 30.0, high: float = 14_000.0) -> Tensor:
@@ -67,7 +69,10 @@ class Block(nn.Module):
         self.contract = nn.Linear(3 * width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.1))
 
-    def forward(self, x_BTC: Tensor, left_BTC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BTC: Tensor, left_BTC: Tensor | None = None, timbre_B2C: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`timbre_B2C`: how much larger, and by what more, the normed channels are for a voice."""
         x = x_BTC.transpose(1, 2)
         if self.causal:
             left = x.new_zeros(x.shape[0], x.shape[1], self.reach) if left_BTC is None else left_BTC
@@ -77,6 +82,8 @@ class Block(nn.Module):
             wide = tf.pad(x, (self.reach // 2, self.reach - self.reach // 2))
             after = wide[:, :, :0]
         h = self.norm(self.depthwise(wide).transpose(1, 2))
+        if timbre_B2C is not None:
+            h = torch.addcmul(h + timbre_B2C[:, 1:], h, timbre_B2C[:, :1])
         return x_BTC + self.scale * self.contract(tf.gelu(self.expand(h))), after
 
 
@@ -120,12 +127,40 @@ class Encoder(nn.Module):
         return self.head(h)
 
 
+class Timbre(nn.Module):
+    """Whose voice it is: the latents of a reference -> a scale and a shift for each of the decoder's blocks.
+
+    Latents of a sampler say less exactly how long a throat is than what it says. A reference says it: it is sound, and
+    stays the same for a whole stream. At initialisation nothing is changed.
+    """
+
+    def __init__(self, channels: int, voice: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.width, self.blocks = width, blocks
+        self.inward = nn.Linear(channels, LISTENING)
+        self.across = nn.Linear(LISTENING, LISTENING)
+        self.voice = nn.Linear(2 * LISTENING, voice)
+        self.outward = nn.Linear(voice, blocks * 2 * width, bias=False)
+        nn.init.zeros_(self.outward.weight)
+
+    def hear(self, z_BTC: Tensor) -> Tensor:
+        """Raw latents of any length -> (B, voice): mean and deviation over time of what a small network makes of them."""
+        h = tf.gelu(self.across(tf.gelu(self.inward(z_BTC)))).float()
+        heard = torch.cat([h.mean(1), h.std(1, correction=0)], dim=1)
+        return torch.tanh(self.voice(heard))
+
+    def forward(self, voice_BV: Tensor) -> list[Tensor]:
+        """(B, voice) -> (B, 2, width) for each block. A voice of zeros is none: nothing changes."""
+        said = self.outward(voice_BV).unflatten(1, (self.blocks, 2, self.width))
+        return list(said.unbind(1))
+
+
 @dataclass(frozen=True)
 class DecoderState:
     """What the decoder must remember between two pieces of a stream."""
 
     left: tuple[Tensor, ...]
-    """Left context of each causal block."""
+    """Left context of each causal block; none before the first latents."""
     blocks: int
     """Blocks of 512 samples decoded so far."""
     excitation: Tensor
@@ -136,6 +171,8 @@ class DecoderState:
     """(B,) last frame's pitch in Hz."""
     overlap: Tensor
     """(B, 1536) unfinished output."""
+    voice: Tensor | None = None
+    """(B, V) whose voice it is, where the decoder was made to know."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +188,9 @@ class Spectra:
 
 
 class Decoder(nn.Module):
-    """Latents -> spectra, causally."""
+    """Latents -> spectra, causally; with a `Timbre` where the config wants one."""
 
-    def __init__(self, width: int, blocks: int, channels: int) -> None:
+    def __init__(self, width: int, blocks: int, channels: int, voice: int = 0) -> None:
         super().__init__()
         self.lift = nn.Linear(channels, width)
         self.coarse = nn.ModuleList(Block(width, 4, causal=True) for _ in range(blocks // 2))
@@ -162,22 +199,27 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.spectrum = nn.Linear(width, 3 * BINS)
         self.pitch = nn.Linear(width, 2)
+        self.timbre = Timbre(channels, voice, width, blocks) if voice else None
         with torch.no_grad():
             self.spectrum.weight.mul_(0.1)
             quiet, hiss = torch.full((BINS,), -4.0), torch.full((BINS,), -5.0)
             self.spectrum.bias.copy_(torch.cat([quiet, torch.zeros(BINS), hiss]))
 
-    def forward(self, z_BTC: Tensor, left: tuple[Tensor, ...] | None = None) -> tuple[Spectra, tuple[Tensor, ...]]:
-        after = []
-        context = iter(left) if left is not None else iter([None] * (len(self.coarse) + len(self.fine)))
+    def forward(
+        self, z_BTC: Tensor, left: tuple[Tensor, ...] = (), voice_BV: Tensor | None = None
+    ) -> tuple[Spectra, tuple[Tensor, ...]]:
+        """Raw latents, each block's left context (none at a beginning), whose voice it is (None: nobody said)."""
+        after, blocks = [], len(self.coarse) + len(self.fine)
+        context = iter(left or [None] * blocks)
+        timbre = iter([None] * blocks if voice_BV is None or self.timbre is None else self.timbre(voice_BV))
         h = self.lift(z_BTC)
         for block in self.coarse:
-            h, keep = block(h, next(context))
+            h, keep = block(h, next(context), next(timbre))
             after.append(keep)
         b, t, c = h.shape
         h = self.up(h).reshape(b, t * FRAMES_PER_LATENT, c)
         for block in self.fine:
-            h, keep = block(h, next(context))
+            h, keep = block(h, next(context), next(timbre))
             after.append(keep)
         h = self.norm(h)
         harmonic, phase, noise = self.spectrum(h).float().split(BINS, dim=-1)
@@ -209,7 +251,9 @@ class ToonAudioCodec(nn.Module):
         self.config = config
         self.latent_channels = config.latent_channels
         self.encoder = Encoder(config.width, config.blocks, config.latent_channels)
-        self.decoder = Decoder(config.width, config.decoder_blocks or config.blocks, config.latent_channels)
+        self.decoder = Decoder(
+            config.width, config.decoder_blocks or config.blocks, config.latent_channels, config.voice
+        )
         self.register_buffer("rotation", torch.eye(config.latent_channels))
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("scale", torch.ones(()))
@@ -229,8 +273,20 @@ class ToonAudioCodec(nn.Module):
         """Normalised latents -> what the decoder network takes."""
         return (latents_BTC.float() / self.scale) @ self.rotation.T + self.mean
 
+    @torch.no_grad()
+    def begin(self, reference_BTC: Tensor | None) -> DecoderState | None:
+        """The state before the first latents of a stream that speaks in the voice of `reference_BTC` (B, R, C)."""
+        if reference_BTC is None or self.decoder.timbre is None:
+            return None
+        voice = self.decoder.timbre.hear(self.unscale(reference_BTC))
+        empty, rest = voice.new_zeros(len(voice), 0), voice.new_zeros(len(voice))
+        return DecoderState(
+            left=(), blocks=0, excitation=empty, phase=rest.double(), pitch=rest, overlap=empty, voice=voice
+        )
+
     def decode(self, latents_BTC: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
-        spectra, left = self.decoder(self.unscale(latents_BTC), None if state is None else state.left)
+        given = ((), None) if state is None else (state.left, state.voice)
+        spectra, left = self.decoder(self.unscale(latents_BTC), *given)
         pitch = torch.where(spectra.voiced > 0, spectra.pitch, torch.zeros_like(spectra.pitch))
         return self.synthesize(spectra, pitch, left, state)
 
@@ -241,7 +297,7 @@ class ToonAudioCodec(nn.Module):
         its pulses reach into three blocks whose pitch the same frame already knows."""
         b, f = pitch_BF.shape
         zeros = spectra.harmonic.new_zeros
-        if state is None:
+        if state is None or not state.blocks:
             pitch_BF = torch.cat([pitch_BF[:, :1].expand(b, OVERLAP), pitch_BF], dim=1)
             excitation, phase, last = zeros(b, 0), pitch_BF.new_zeros(b, dtype=torch.float64), pitch_BF[:, 0]
             overlap, done = zeros(b, OVERLAP * HOP), 0
@@ -262,7 +318,7 @@ class ToonAudioCodec(nn.Module):
             total[:, k * HOP : (k + f) * HOP] += frames[:, :, k * HOP : (k + 1) * HOP].reshape(b, f * HOP)
         after = DecoderState(
             left=left, blocks=done + f, excitation=excitation[:, f * HOP :], phase=phase, pitch=pitch_BF[:, -1],
-            overlap=total[:, f * HOP :],
+            overlap=total[:, f * HOP :], voice=None if state is None else state.voice,
         )
         return total[:, : f * HOP], after
 

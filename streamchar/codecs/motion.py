@@ -10,8 +10,6 @@ Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -46,28 +44,17 @@ class GroupMotion(nn.Module):
         for mine, its in zip(self.key.parameters(), head.parameters(), strict=True):
             mine.copy_(its.unflatten(0, (clock.VIDEO_STRIDE, -1))[1:3].mean(0))
 
-    def forward(self, direct_NCHW: Tensor, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, direct_NCHW: Tensor, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
         """`direct_NCHW` (N, 4 3, H, W): four frames in the channels; features of the last two levels. Returns the
-        mixture and, with gradients, the moved picture, both as `direct_NCHW`."""
+        mixture and the moved picture, both as `direct_NCHW`."""
         key = F.pixel_shuffle(self.key(fine), self.patch)
         share = F.pixel_shuffle(self.share(fine), self.patch)
-        return by_groups(self._mix, direct_NCHW, key, self.flow(middle), share)
-
-    def _mix(self, direct_NCHW: Tensor, key: Tensor, flow: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        flow = rearrange(flow.float(), "n (f two) h w -> (n f) two h w", two=2)
+        flow = rearrange(self.flow(middle).float(), "n (f two) h w -> (n f) two h w", two=2)
         moved = move(key.float().repeat_interleave(clock.VIDEO_STRIDE, 0), REACH * flow)
         direct = direct_NCHW.float().unflatten(1, (clock.VIDEO_STRIDE, 3)).flatten(0, 1)
         mixed = torch.lerp(direct, moved, share.float().sigmoid().flatten(0, 1)[:, None].expand_as(moved))
         groups = (-1, clock.VIDEO_STRIDE)
         return mixed.unflatten(0, groups).flatten(1, 2), moved.unflatten(0, groups).flatten(1, 2)
-
-
-def by_groups(mix: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`mix` of `parts`, (N, ...) each: the mixture, and what was moved. Without gradients nobody asks for the second,
-    and it goes group by group, which takes 150 MiB less at a chunk's peak."""
-    if torch.is_grad_enabled():
-        return mix(*parts)
-    return torch.cat([mix(*part)[0] for part in zip(*(part.split(1) for part in parts), strict=True)]), None
 
 
 def move(picture_NCHW: Tensor, flow_N2hw: Tensor) -> Tensor:

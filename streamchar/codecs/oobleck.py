@@ -104,6 +104,10 @@ class OobleckAudioCodec(nn.Module):
         ears = samples_BS[:, None].expand(-1, own.audio_channels, -1)
         return self.vae.encode(ears.to(self.vae.dtype)).latent_dist.mode().transpose(1, 2).float()
 
+    def begin(self, reference_BTC: Tensor | None) -> None:
+        """Nothing is known before the first latents: this decoder has no use for a voice."""
+        return None
+
     @torch.no_grad()
     def decode(
         self, latents_BTC: Tensor, state: LatentTail | None = None, following_BTC: Tensor | None = None

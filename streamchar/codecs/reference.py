@@ -4,9 +4,10 @@ A character's hair, hat and glasses stand sharp in the still that a stream begin
 only says where they went. Per frame, a flow field out of the decoder's own features moves the still's picture, and
 every pixel is a mixture of three: the decoder's own, the moved still's, and the still's where it was (what stands
 behind the character). With `parts`, the flow is that of a few parts which move as wholes each: a turned head is not
-torn where its latents do not agree on how far. A small flow of each place's own comes on top, for what a face does
-with brows, lids and gaze, and places may take the own picture's colours, smoothed, as of a blush. At initialisation the
-mixture is all but the decoder's own.
+torn where its latents do not agree on how far. How far exactly is seen, not only known: the still so moved is laid
+beside the decoder's own picture, which shows where things are, however smeared, and what is still off is asked of the
+parts again; what a face does with brows, lids and gaze is a small flow of each place's own. Places may take the own
+picture's colours, smoothed, as of a blush. At initialisation the mixture is all but the decoder's own.
 
 Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side at the finest level.
 """
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 
 from streamchar import clock
 from streamchar.codecs.layers import Residual
-from streamchar.codecs.motion import by_groups, move
+from streamchar.codecs.motion import move
 from streamchar.errors import ConfigError
 
 COARSE, MIDDLE = 96, 64
 """Channels of the two levels that see both pictures."""
-ACTING = 48
-"""Channels behind the flow of what a face does."""
+ACTING = 24
+"""Channels, a frame, behind the flows that are seen in two pictures."""
+HALF = 2
+"""How much smaller those pictures are."""
 BLOCKS = (3, 2)
 REACH = 0.2
 """Of the picture's half side: what a flow of 1 is."""
@@ -55,19 +58,25 @@ class Parts(nn.Module):
         self.edges = nn.Conv2d(fine, clock.VIDEO_STRIDE * count, 1, bias=False)
         nn.init.zeros_(self.edges.weight)
 
-    def forward(self, flow_N8hw: Tensor, x_NChw: Tensor, fine_NCHW: Tensor) -> Tensor:
-        """(N, 4 2, h, w), features of its size and finer ones -> (N, 4 2, H, W), in float32."""
-        size = high, wide = fine_NCHW.shape[-2:]
+    def forward(self, x_NChw: Tensor, fine_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the flow's size and finer ones -> what `fit` needs: (4 N, K + 1, h, w), which part each place
+        belongs to and how far it is trusted; and (4 N, K, H W), the former at the finer ones' places. In float32."""
+        size = fine_NCHW.shape[-2:]
         with torch.autocast(x_NChw.device.type, enabled=False):
             said = self.said(x_NChw.to(self.said.weight.dtype)).float()
             said = rearrange(said, "n (f k) h w -> (n f) k h w", f=clock.VIDEO_STRIDE)
-            maps = self.maps(rearrange(flow_N8hw.float(), "n (f two) h w -> (n f) two h w", two=2), said)
             edges = self.edges(fine_NCHW.to(self.edges.weight.dtype)).float()
             belongs = F.interpolate(said[:, : self.count], size=size, mode="bilinear", align_corners=False)
-            belongs = (belongs + rearrange(edges, "n (f k) h w -> (n f) k h w", k=self.count)).softmax(1).flatten(2)
-            mixed = torch.einsum("nkp,nkij->npij", belongs, maps)
-            found = torch.einsum("npij,pi->njp", mixed, places(high, wide, maps.device))
-        return rearrange(found, "(n f) two (h w) -> n (f two) h w", f=clock.VIDEO_STRIDE, h=high)
+            belongs = belongs + rearrange(edges, "n (f k) h w -> (n f) k h w", k=self.count)
+            return said, belongs.softmax(1).flatten(2)
+
+    def fit(self, flow_N8hw: Tensor, said: Tensor, belongs: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, 4 2, h, w) -> (N, 4 2, H, W), of `size`, in float32."""
+        with torch.autocast(flow_N8hw.device.type, enabled=False):
+            maps = self.maps(rearrange(flow_N8hw.float(), "n (f two) h w -> (n f) two h w", two=2), said)
+            found = (maps.mT.flatten(1, 2) @ places(*size, maps.device).T).unflatten(1, (self.count, 2))
+            found = (found * belongs[:, :, None]).sum(1)
+        return rearrange(found, "(n f) two (h w) -> n (f two) h w", f=clock.VIDEO_STRIDE, h=size[0])
 
     def maps(self, flow_N2hw: Tensor, said_NKhw: Tensor) -> Tensor:
         """(N, K, 3, 2): of a place (x, y, 1), where each part has it come from."""
@@ -96,29 +105,47 @@ def inverse(m_NK33: Tensor) -> Tensor:
 
 
 class Acting(nn.Module):
-    """What a face does beside moving with its part: a small flow of each place's own, and whether it blushes."""
+    """What is seen of a frame beside its still, moved by the parts: how far off that is, what a face does, and where it
+    may blush.
 
-    def __init__(self, middle: int, fine: int) -> None:
+    Both pictures are laid on each other in the same patches, with the same weights for a group's four frames: that is
+    registering one picture on another, and asks for no knowledge of faces. The features, which know more and show no
+    single frame, say what the patches are of.
+    """
+
+    def __init__(self, middle: int, fine: int, patch: int) -> None:
         super().__init__()
-        self.inward = nn.Conv2d(middle + fine, ACTING, 1)
-        self.flow = nn.Conv2d(ACTING, 2 * clock.VIDEO_STRIDE, 3, padding=1)
+        if patch % HALF:
+            raise ConfigError(f"a decoder with parts needs a patch that {HALF} divides, got {patch}")
+        grain = patch // HALF
+        self.told = nn.Conv2d(middle + fine, clock.VIDEO_STRIDE * ACTING, 1)
+        self.seen = nn.Conv2d(2 * 3, ACTING, 3 * grain, stride=grain, padding=grain)
+        self.matched = nn.Conv2d(ACTING, ACTING, 3, padding=1)
+        self.moves = nn.Conv2d(ACTING, 4, 3, padding=1)
         self.tint = nn.Conv2d(middle, clock.VIDEO_STRIDE, 1)
-        for head, start in ((self.flow, 0.0), (self.tint, -OWN)):
+        for head, start in ((self.moves, 0.0), (self.tint, -OWN)):
             nn.init.zeros_(head.weight)
             assert head.bias is not None
             nn.init.constant_(head.bias, start)
 
-    def forward(self, both_NCHW: Tensor, x_NChw: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 4 2, H, W) in units of `REACH`, and (N, 4, h, w), logits of `Plan.tint`."""
-        return self.flow(F.silu(self.inward(both_NCHW))).float(), self.tint(x_NChw).float()
+    def forward(self, both_NCHW: Tensor, own: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and both pictures (4 N, 3, H P / 2, W P / 2) -> (N, 4 2, H, W) each, in units of `REACH`: what a
+        face does, and how far off its place the moved still is."""
+        told = self.told(both_NCHW).unflatten(1, (clock.VIDEO_STRIDE, ACTING)).flatten(0, 1)
+        told = told.contiguous(memory_format=torch.channels_last)
+        x = F.silu(told + self.seen(torch.cat([own, moved], 1)))
+        x = self.moves(F.silu(x + self.matched(x))).float().unflatten(0, (-1, clock.VIDEO_STRIDE))
+        return x[:, :, :2].flatten(1, 2), x[:, :, 2:].flatten(1, 2)
 
 
 class Plan(NamedTuple):
     """How a picture is mixed."""
 
+    first: Tensor
+    """Of the parts (N, 4 2, h, w), in units of `REACH`, as features know it; of the finest level's size, without parts
+    of the middle one's."""
     flow: Tensor
-    """Of the parts (N, 4 2, h, w), in units of `REACH`: of the finest level's size, without parts of the middle
-    one's."""
+    """The same, put right by what is seen."""
     acted: Tensor
     """What a face's acting adds to it."""
     tint: Tensor
@@ -145,7 +172,7 @@ class ReferenceMixer(nn.Module):
         self.middle = nn.Sequential(*(Residual(MIDDLE) for _ in range(BLOCKS[1])))
         self.flow = nn.Conv2d(MIDDLE, 2 * clock.VIDEO_STRIDE, 1)
         self.parts = Parts(MIDDLE, fine, parts) if parts else None
-        self.acting = Acting(MIDDLE, fine) if parts else None
+        self.acting = Acting(MIDDLE, fine, patch) if parts else None
         self.share = nn.Conv2d(MIDDLE + fine, clock.VIDEO_STRIDE * (SOURCES - 1) * patch * patch, 1)
         for head in (self.flow, self.share):
             nn.init.zeros_(head.weight)
@@ -154,51 +181,69 @@ class ReferenceMixer(nn.Module):
 
     def forward(
         self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, beside_BCHW: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
-        `still_BCHW` (B, 3, H, W) and its own features of the first of those levels. Returns the mixture and, with
-        gradients, the moved still, both (N, 4 3, H, W)."""
-        plan = self.plan(features, beside_BCHW)
+        `still_BCHW` (B, 3, H, W) and its own features of the first of those levels. Returns the mixture and the moved
+        still, both (N, 4 3, H, W)."""
+        plan = self.plan(own_NCHW, features, still_BCHW, beside_BCHW)
         return self.mix(own_NCHW, still_BCHW, plan.flow + plan.acted, plan.share, plan.tint)
 
-    def plan(self, features: list[Tensor], beside_BCHW: Tensor) -> Plan:
-        """What `mix` does, out of features as in `forward`."""
+    def plan(
+        self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, beside_BCHW: Tensor
+    ) -> Plan:
+        """What `mix` does, out of what `forward` takes."""
         coarse, middle, fine = features
-        beside = beside_BCHW.repeat_interleave(len(coarse) // len(beside_BCHW), 0)
-        x = self.coarse(self.inward(torch.cat([coarse, beside], 1)))
+        count = len(coarse) // len(beside_BCHW)
+        x = self.coarse(self.inward(torch.cat([coarse, beside_BCHW.repeat_interleave(count, 0)], 1)))
         x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
         flow = self.flow(x)
         both = torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), fine], 1)
         share = self.share(both)
         if self.parts is None or self.acting is None:
             never = flow.new_full((len(flow), clock.VIDEO_STRIDE, 1, 1), -100.0)
-            return Plan(flow, torch.zeros_like(flow), never, share)
-        return Plan(self.parts(flow, x, fine), *self.acting(both, x), share)
+            return Plan(flow, flow, torch.zeros_like(flow), never, share)
+        size, of = (fine.shape[-2], fine.shape[-1]), self.parts(x, fine)
+        first = self.parts.fit(flow, *of, size)
+        with torch.no_grad():
+            own = own_NCHW[:, :, ::HALF, ::HALF].float().unflatten(1, (clock.VIDEO_STRIDE, 3)).flatten(0, 1)
+            still = F.avg_pool2d(still_BCHW.float(), HALF).repeat_interleave(clock.VIDEO_STRIDE * count, 0)
+            by = rearrange(first, "n (f two) h w -> (n f) two h w", two=2)
+            moved = move(still, in_pixels(by, still.shape[-1]))
+        acted, off = self.acting(both, own, moved)
+        better = flow.float() + F.adaptive_avg_pool2d(off, flow.shape[-2:])
+        return Plan(first, self.parts.fit(better, *of, size), acted, self.acting.tint(x).float(), share)
 
     def mix(
         self, own_NCHW: Tensor, still_BCHW: Tensor, flow: Tensor, share: Tensor, tint: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """What `forward` returns, of what `plan` says; the moved still without its tint."""
-        still = still_BCHW.float().repeat_interleave(len(own_NCHW) // len(still_BCHW), 0)
-        return by_groups(self._mix, own_NCHW, flow, share, tint, still)
-
-    def _mix(
-        self, own_NCHW: Tensor, flow: Tensor, share: Tensor, tint: Tensor, still_NCHW: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, of what `plan` says; the moved still without its tint."""
         stride = clock.VIDEO_STRIDE
         flow = rearrange(flow.float(), "n (f two) h w -> (n f) two h w", two=2)
         logits = rearrange(
             share, "n (f s p q) h w -> (n f) s (h p) (w q)", f=stride, p=self.patch, q=self.patch
         ).float()
-        still = still_NCHW.repeat_interleave(stride, 0)
+        still = still_BCHW.float().repeat_interleave(len(flow) // len(still_BCHW), 0)
         moved = move(still, in_pixels(flow, still.shape[-1]))
         own = own_NCHW.float().unflatten(1, (stride, 3)).flatten(0, 1)
-        colours = (F.adaptive_avg_pool2d(x, tint.shape[-2:]) for x in (own, moved))
-        added = tint.float().sigmoid().flatten(0, 1)[:, None] * torch.sub(*colours)
-        tinted = moved + F.interpolate(added, size=moved.shape[-2:], mode="bilinear", align_corners=False)
+        tinted = moved if self.acting is None else moved + blush(own, moved, tint)
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
         mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], tinted, shares[:, 1:2]), still, shares[:, 2:3])
         return mixed.unflatten(0, (-1, stride)).flatten(1, 2), moved.unflatten(0, (-1, stride)).flatten(1, 2)
+
+
+def blush(own_MCHW: Tensor, moved_MCHW: Tensor, tint_N4hw: Tensor) -> Tensor:
+    """(4 N, 3, H, W): what the moved still's colours, those of whole places, lack of the own picture's, by the gates
+    whose logits are `tint` (N, 4, h, w)."""
+    colours = (F.adaptive_avg_pool2d(x, tint_N4hw.shape[-2:]) for x in (own_MCHW, moved_MCHW))
+    added = tint_N4hw.float().sigmoid().flatten(0, 1)[:, None] * torch.sub(*colours)
+    ends = zip(moved_MCHW.shape[-2:], added.shape[-2:], strict=True)
+    down, across = (between(many, few, added.device) for many, few in ends)
+    return down @ added @ across.T
+
+
+def between(many: int, few: int, device: torch.device) -> Tensor:
+    """(many, few): bilinear enlargement along one axis, as a matrix; for pictures a third of `F.interpolate`'s time."""
+    return F.interpolate(torch.eye(few, device=device)[None], size=many, mode="linear", align_corners=False)[0].T
 
 
 def in_pixels(flow: Tensor, side: int) -> Tensor:

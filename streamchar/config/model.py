@@ -112,13 +112,15 @@ class VideoCodecConfig:
 @dataclass(frozen=True, kw_only=True)
 class AudioCodecConfig:
     """Which audio VAE, and its size. `family`: "toon" (ours) or "oobleck" (AutoencoderOobleck, `width` its
-    decoder's first; `blocks` is toon's alone, as is `decoder_blocks`, by which its decoder is deeper)."""
+    decoder's first; `blocks` is toon's alone, as are `decoder_blocks`, by which its decoder is deeper, and `voice`)."""
 
     family: str
     latent_channels: int = 64
     width: int = 256
     blocks: int = 6
     decoder_blocks: int | None = None
+    voice: int = 0
+    """"toon": numbers by which the decoder knows whose voice a stream's reference is; 0: it is not told."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def toon() -> ModelConfig:
             family="toon", latent_channels=48, spatial_stride=32, widths=(96, 160, 224, 256), blocks=(2, 4, 4, 3),
             motion=True, parts=6,
         ),
-        audio=AudioCodecConfig(family="toon", latent_channels=64, width=192, blocks=6),
+        audio=AudioCodecConfig(family="toon", latent_channels=64, width=192, blocks=6, voice=16),
         prompt=PromptEncoderConfig(family="t5", width=128, layers=2, heads=4, ffn=256, vocab_size=1024, max_tokens=24),
         tokenizer="phonemes",
     )
@@ -56,7 +56,7 @@ def tiny() -> ModelConfig:
         video=VideoCodecConfig(
             family="toon", latent_channels=8, spatial_stride=16, widths=(16, 16, 16), blocks=(1, 1, 1)
         ),
-        audio=AudioCodecConfig(family="toon", latent_channels=64, width=32, blocks=1),
+        audio=AudioCodecConfig(family="toon", latent_channels=64, width=32, blocks=1, voice=8),
         prompt=PromptEncoderConfig(family="t5", width=16, layers=1, heads=2, ffn=32, vocab_size=1024, max_tokens=8),
         tokenizer="characters",
     )

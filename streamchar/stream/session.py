@@ -136,7 +136,8 @@ class Session:
         """The finished chunk; `state` of the session becomes the one behind it.
 
         `following` are the audio latents of the next chunk, for an audio codec that looks ahead."""
-        frames, samples, decoder, seconds = decode(self.models, made, self.state.decoder, following)
+        decoder = self.state.decoder or self.models.audio_codec.begin(self.state.voice)
+        frames, samples, decoder, seconds = decode(self.models, made, decoder, following)
         self.state = replace(state, decoder=decoder)
         if made.stalled:
             self.stalled = True

@@ -153,6 +153,8 @@ _DECODER = ("excitation", "phase", "pitch", "overlap")
 
 def _decoder_tensors(state: DecoderState) -> dict[str, Tensor]:
     out = {f"decoder.{name}": getattr(state, name).contiguous().clone() for name in _DECODER}
+    if state.voice is not None:
+        out["decoder.voice"] = state.voice.contiguous().clone()
     return out | {f"decoder.left.{i}": t.contiguous().clone() for i, t in enumerate(state.left)}
 
 
@@ -160,7 +162,8 @@ def _decoder_from(tensors: dict[str, Tensor], blocks: int) -> DecoderState:
     left = []
     while f"decoder.left.{len(left)}" in tensors:
         left.append(tensors[f"decoder.left.{len(left)}"])
-    return DecoderState(left=tuple(left), blocks=blocks, **{name: tensors[f"decoder.{name}"] for name in _DECODER})
+    known = {name: tensors[f"decoder.{name}"] for name in _DECODER}
+    return DecoderState(left=tuple(left), blocks=blocks, voice=tensors.get("decoder.voice"), **known)
 
 
 def chunk_generator(state: StreamState) -> torch.Generator:

@@ -29,7 +29,7 @@ from streamchar.errors import ConfigError, DataError
 from streamchar.train.vocoder import targets, train_decoder
 from streamchar.world.splits import HELD_OUT_VOICES
 from streamchar.world.text import sentences
-from streamchar.world.voice import VOICES, log_uniform, random_voice, speak
+from streamchar.world.voice import VOICES, Voice, log_uniform, random_voice, speak
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +40,42 @@ CHEAT, MATCH = 0.1, 1.0
 """Weights of what the critic says of the sound, and of the distance between what it sees in both."""
 ARRAYS = ("sound", "pitch", "label")
 SPECTRA = ("harmonic", "phase", "noise")
+SPOKEN = ("disguise", "bounds", "speaker")
+"""Beside the teacher's spectra: the same said by a throat of another length, where each sentence begins, and whose it
+is."""
+SAYINGS = 3
+"""Sentences in a row that a voice says."""
+DISGUISED = 0.4
+"""Share of the segments that are heard in disguise: what a sampler says is not always in the reference's voice, and
+the decoder is to speak in that."""
 RESOLUTIONS = ((4096, 1024), (2048, 512), (1024, 256), (512, 128), (256, 64))
 
 
 def prepare_speech(folder: Path, hours: float, seed: int) -> None:
-    """Write one shard of speech: int16 samples; pitch, phoneme ids and the teacher's spectra at 96 Hz; bounds."""
+    """Write one shard of speech: int16 samples; pitch, phoneme ids and the teacher's spectra at 96 Hz; bounds of the
+    sentences, and whose each is; and the same sentences in disguise, with the same pitch and times."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"speech-{seed:05d}.npz"
     if target.exists():
         return
     rng = random.Random(f"codec-{seed}")
-    sounds, pitches, labels, bounds, total = [], [], [], [0], 0
+    sounds, disguises, pitches, labels, bounds, total = [], [], [], [], [0], 0
     spectra: dict[str, list[np.ndarray]] = {name: [] for name in SPECTRA}
     named = [v for i, v in enumerate(VOICES) if i not in HELD_OUT_VOICES]
-    for text in sentences(seed, int(hours * 3600 / 2)):
-        voice = rng.choice(named) if rng.random() < 0.4 else random_voice(rng)
+    voice = other = VOICES[0]
+    for number, text in enumerate(sentences(seed, int(hours * 3600 / 2))):
+        if number % SAYINGS == 0:
+            voice = rng.choice(named) if rng.random() < 0.4 else random_voice(rng)
+            other = disguised(voice, rng)
         speech = speak(text, voice, seed=rng.randrange(2**31), with_filters=True)
         blocks = speech.samples.shape[0] // HOP
         label = np.zeros(blocks, np.uint8)
         for mark in speech.phonemes:
             label[round(mark.start * 96) : round(mark.end * 96)] = phonemes.ALPHABET.index(mark.symbol)
         gain = log_uniform(rng, 0.6, 1.2)
-        sounds.append((speech.samples[: blocks * HOP].numpy() * gain * 32767).clip(-32767, 32767).astype(np.int16))
+        again = speak(text, other, seed=rng.randrange(2**31))
+        for said, into in ((speech, sounds), (again, disguises)):
+            into.append((said.samples[: blocks * HOP].numpy() * gain * 32767).clip(-32767, 32767).astype(np.int16))
         pitch = np.zeros(blocks, np.float16)
         given = speech.pitch.numpy()[:blocks]
         pitch[: len(given)] = given
@@ -77,8 +91,18 @@ def prepare_speech(folder: Path, hours: float, seed: int) -> None:
             break
     part = target.with_suffix(".part.npz")
     np.savez(part, sound=np.concatenate(sounds), pitch=np.concatenate(pitches), label=np.concatenate(labels),
-             bounds=np.array(bounds), **{name: np.concatenate(parts) for name, parts in spectra.items()})
+             disguise=np.concatenate(disguises), bounds=np.array(bounds),
+             speaker=np.arange(len(bounds) - 1) // SAYINGS,
+             **{name: np.concatenate(parts) for name, parts in spectra.items()})
     part.replace(target)
+
+
+def disguised(voice: Voice, rng: random.Random) -> Voice:
+    """A voice of another throat, with the pitch and the tempo of `voice`."""
+    return replace(
+        voice, name="disguised", tract=min(1.35, max(0.72, voice.tract * log_uniform(rng, 0.87, 1.15))),
+        breath=max(0.0, voice.breath + rng.uniform(-0.4, 0.4)), tilt=voice.tilt + rng.uniform(-0.5, 0.5),
+    )
 
 
 class Speeches:
@@ -88,9 +112,19 @@ class Speeches:
         files = sorted(folder.glob("speech-?????.npz"))
         if not files:
             raise DataError(f"expected speech-*.npz shards in {folder}, found none; run prepare_speech first")
-        shards = [_read(file, ARRAYS + SPECTRA if with_spectra else ARRAYS) for file in files]
+        shards = [_read(file, ARRAYS + SPECTRA + SPOKEN if with_spectra else ARRAYS) for file in files]
         self.sound, self.pitch, self.label = (np.concatenate([s[n] for s in shards]) for n in ARRAYS)
-        self.filters = {n: np.concatenate([s[n] for s in shards]) for n in SPECTRA if with_spectra}
+        if not with_spectra:
+            return
+        self.filters = {n: np.concatenate([s[n] for s in shards]) for n in SPECTRA}
+        self.disguise = np.concatenate([s["disguise"] for s in shards])
+        first = np.cumsum([0] + [len(s["pitch"]) for s in shards])
+        self.starts = np.concatenate([s["bounds"][:-1] + at for s, at in zip(shards, first, strict=False)])
+        self.ends = np.concatenate([s["bounds"][1:] + at for s, at in zip(shards, first, strict=False)])
+        voices = np.cumsum([0] + [int(s["speaker"][-1]) + 1 for s in shards])
+        speaker = np.concatenate([s["speaker"] + at for s, at in zip(shards, voices, strict=False)])
+        self.own = np.searchsorted(speaker, speaker), np.searchsorted(speaker, speaker, side="right") - 1
+        """First and last sentence of each sentence's voice."""
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S) samples, (B, F) pitch in Hz, (B, F) phoneme ids."""
@@ -105,15 +139,35 @@ class Speeches:
         )
 
     def spectra(self, size: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, S) samples; pitch (B, F) and what the teacher spoke with (B, F, groups)."""
-        at = rng.integers(0, len(self.pitch) - FRAMES, size)
-        sound = np.stack([self.sound[a * HOP : (a + FRAMES) * HOP] for a in at])
-        tracks = {"pitch": self.pitch, **self.filters}
-        given = {name: np.stack([x[a : a + FRAMES] for a in at]).astype(np.float32) for name, x in tracks.items()}
-        return (
-            torch.from_numpy(sound.astype(np.float32) / 32767),
-            {name: torch.from_numpy(value) for name, value in given.items()},
-        )
+        """(B, S) samples, some in disguise; pitch (B, F) and what the teacher spoke with (B, F, groups), and the
+        voice's "reference" (B, S), where it says something else."""
+        places = [self._place(int(a), rng) for a in rng.integers(0, len(self.pitch), size)]
+        heard = (self.disguise if rng.random() < DISGUISED else self.sound for _ in places)
+        cut = {
+            "sound": [x[a * HOP : (a + FRAMES) * HOP] for x, (a, _) in zip(heard, places, strict=True)],
+            "reference": [self.sound[b * HOP : (b + FRAMES) * HOP] for _, b in places],
+        }
+        samples = {name: torch.from_numpy(np.stack(x).astype(np.float32) / 32767) for name, x in cut.items()}
+        given = {
+            name: torch.from_numpy(np.stack([x[a : a + FRAMES] for a, _ in places]).astype(np.float32))
+            for name, x in {"pitch": self.pitch, **self.filters}.items()
+        }
+        return samples.pop("sound"), {**samples, **given}
+
+    def _place(self, at: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Blocks at which a segment of one voice, near `at`, and its reference begin: a part of the longer stretch of
+        that voice beside the sentences which the segment has."""
+        first, last = (int(x[np.searchsorted(self.ends, at, side="right")]) for x in self.own)
+        begin, end = int(self.starts[first]), int(self.ends[last])
+        at = max(begin, min(at, end - FRAMES))
+        inside = np.searchsorted(self.ends, [at, at + FRAMES - 1], side="right").clip(max=len(self.ends) - 1)
+        before, after = int(self.starts[inside[0]]), int(self.ends[inside[1]])
+        low, high = (begin, before) if before - begin > end - after else (after, end)
+        if high - low < FRAMES:  # a voice of few words: the nearest there is, though it may say a part of the same
+            low = max(begin, min(low, end - FRAMES))
+            high = low + FRAMES
+        top = len(self.pitch) - FRAMES
+        return min(at, top), min(int(rng.integers(low, high - FRAMES + 1)), top)
 
 
 def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -198,15 +252,19 @@ class Critic(nn.Module):
         return scores, features
 
 
-def deepened(codec: ToonAudioCodec, blocks: int) -> ToonAudioCodec:
-    """The same codec with further decoder blocks that pass on what they get until they are trained."""
-    deeper = ToonAudioCodec(replace(codec.config, decoder_blocks=blocks))
-    known = codec.state_dict()
-    for name, value in deeper.state_dict().items():
+def widened(codec: ToonAudioCodec, config: AudioCodecConfig) -> ToonAudioCodec:
+    """The same codec with the further decoder blocks and the knowledge of voices that `config` asks for; they pass on
+    what they get until they are trained."""
+    had = codec.config
+    wanted = replace(had, decoder_blocks=config.decoder_blocks or had.decoder_blocks, voice=had.voice or config.voice)
+    if wanted == had:
+        return codec
+    wider, known = ToonAudioCodec(wanted), codec.state_dict()
+    for name, value in wider.state_dict().items():
         if name not in known and name.endswith((".contract.weight", ".contract.bias")):
             value.zero_()
-    deeper.load_state_dict(known, strict=False)
-    return deeper
+    wider.load_state_dict(known, strict=False)
+    return wider
 
 
 def reconstruct(codec: ToonAudioCodec, samples: Tensor, pitch: Tensor, noise: float) -> tuple[Tensor, Tensor, Spectra]:
@@ -276,7 +334,7 @@ def train_audio_codec(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed + (1000 if resume else 0))
-    codec = ToonAudioCodec.load(out).train() if resume else ToonAudioCodec(config)
+    codec = widened(ToonAudioCodec.load(out), config).train() if resume else ToonAudioCodec(config)
     where = torch.device(device)
     if freeze_encoder:
         if not resume:

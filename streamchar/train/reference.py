@@ -76,7 +76,7 @@ class ReferenceTrainer(Trainer):
         acting = self.mixer.acting
         logits, flows = [self.mixer.share], [self.mixer.flow]
         if acting is not None:
-            logits, flows = [*logits, acting.tint], [*flows, acting.flow]
+            logits, flows = [*logits, acting.tint], [*flows, acting.moves]
         return dict.fromkeys(logits, ADAM_RATE) | dict.fromkeys(flows, SLOW_RATE)
 
     def differentiate(self, batch: list[Cut], generator: torch.Generator) -> float:
@@ -86,7 +86,7 @@ class ReferenceTrainer(Trainer):
             mixed, moved, own, *plan = self.mixture(cut, generator)
             loss = (self.off(cut, mixed, moved, own) + self.astray(cut, *plan)) / len(batch)
             loss.backward()
-            self.follow(cut, plan[1])
+            self.follow(cut, plan[2])
             total += loss.item()
         return total
 
@@ -101,15 +101,19 @@ class ReferenceTrainer(Trainer):
         loss = reconstruction_loss(mixed - wanted, cut.weight_BTHW.to(self.device))
         return loss + MOVED * distance(moved - frames)
 
-    def astray(self, cut: Cut, flow_B2Thw: Tensor, acted_B2Thw: Tensor, tint_B1Thw: Tensor) -> Tensor:
-        """The loss of the two flows: how many pixels from the known displacements, where they are known; more in a
-        face. Each has its own share of them to answer for: no place may undo by itself what its part does. And the
-        tint's, which is to be where cheeks are: an estimate's blush is not the true one, and is a blush."""
+    def astray(
+        self, cut: Cut, first_B2Thw: Tensor, flow_B2Thw: Tensor, acted_B2Thw: Tensor, tint_B1Thw: Tensor
+    ) -> Tensor:
+        """The loss of the flows: how many pixels from the known displacements, where they are known; more in a
+        face. Parts, at first and put right, and acting have each their own share of them to answer for: no place may
+        undo by itself what its part does. And the tint's, which is to be where cheeks are: an estimate's blush is not
+        the true one, and is a blush."""
         acted, known = cut.acted_B2Thw.to(self.device), cut.known_BThw.to(self.device)
         weight = known * F.adaptive_avg_pool2d(cut.weight_BTHW.to(self.device), known.shape[-2:])
         acts = known * (acted.abs().amax(1) > 0.25)  # few places: a mean for them, and one for the rest
         total = torch.zeros((), device=self.device)
         for found, wanted, places in (
+            (first_B2Thw, cut.displacement_B2Thw.to(self.device) - acted, (weight,)),
             (flow_B2Thw, cut.displacement_B2Thw.to(self.device) - acted, (weight,)),
             (acted_B2Thw, acted, (acts, known * (1 - acts))),
         ):
@@ -136,12 +140,12 @@ class ReferenceTrainer(Trainer):
         mixer = made.decoder.reference
         if mixer is not None and mixer.acting is not None and square > 0:
             more = min(max(square / max(product, square / MORE), 1.0), MORE)
-            for value in mixer.acting.flow.parameters():
-                value.mul_(more)
+            for value in mixer.acting.moves.parameters():
+                value[:2].mul_(more)
         return made
 
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
-        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the second's two flows,
+        """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the second's three flows,
         (B, 2, 1 + 4 k, h, w), and its tint's logits, (B, 1, 1 + 4 k, h, w)."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
@@ -150,11 +154,13 @@ class ReferenceTrainer(Trainer):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
                 beside = codec.decoder.beside(codec.raw(cut.still_BC1HW.to(self.device)))
-            plan = self.mixer.plan(features[-3:], beside)
+            picture = cut.picture_BCHW.to(self.device)
+            plan = self.mixer.plan(own, features[-3:], picture, beside)
             used = known_flow(cut, plan.flow + plan.acted) if cut.estimate else plan.flow + plan.acted
-            mixed, moved = self.mixer.mix(own, cut.picture_BCHW.to(self.device), used, plan.share, plan.tint.detach())
+            mixed, moved = self.mixer.mix(own, picture, used, plan.share, plan.tint.detach())
         assert moved is not None, "made with gradients"
-        return [in_time(part, latents.shape[2]) for part in (mixed, moved, own, plan.flow, plan.acted, plan.tint)]
+        parts = (mixed, moved, own, plan.first, plan.flow, plan.acted, plan.tint)
+        return [in_time(part, latents.shape[2]) for part in parts]
 
 
 def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:

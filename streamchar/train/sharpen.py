@@ -86,7 +86,7 @@ class SharpTrainer(ReferenceTrainer):
             grads = torch.autograd.grad(loss, given)
             wrong = self._critic_step(cut, given[0], grads[0], generator)
             astray = self.astray(cut, *plan) / len(batch)
-            self.follow(cut, plan[1])
+            self.follow(cut, plan[2])
             torch.autograd.backward((mixed, moved, astray), (grads[0] + wrong, grads[1], None))
             total += loss.item() + astray.item()
         return total

@@ -155,7 +155,7 @@ def codecs_for(config: ModelConfig, folder: Path | None) -> Codecs | None:
 def play(models: Models, clip: ClipRecord, chunks: int) -> tuple[Tensor, Tensor]:
     """(T, H, W, 3) uint8 frames and (S,) samples of at most `chunks` chunks of the clip's text."""
     state, transcript = begin(models, clip, seed=0), transcript_of(clip)
-    sampler, memory, decoder = sampler_of(models, state), None, None
+    sampler, memory, decoder = sampler_of(models, state), None, models.audio_codec.begin(state.voice)
     frames, samples = [], []
     while len(frames) < chunks and not state.finished:
         made, state = generate_chunk(models, state, sampler, transcript=transcript, memory=memory)

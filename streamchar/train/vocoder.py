@@ -49,7 +49,9 @@ CHEAT, MATCH = 0.1, 1.0
 CRITIC = "critic.safetensors"
 """Beside the codec's weights while it is trained; not shipped."""
 Draw = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
-"""A batch: samples (B, S); pitch (B, F) and `targets` (B, F, G)."""
+"""A batch: samples (B, S); pitch (B, F), `targets` (B, F, G) and the voice's "reference" (B, S)."""
+UNKNOWN = 0.15
+"""Share of the clips without a reference."""
 NOISY, DEVIATION = 0.7, 0.2
 """Share of the clips whose latents are disturbed, by up to this deviation, as a sampler's are not exact."""
 
@@ -188,8 +190,8 @@ class VocoderTrainer:
         self.average = {name: p.detach().clone() for name, p in self.decoder.named_parameters()}
         device = codec.mean.device
         self.filters, self.critic = group_filters().to(device), SpectrumCritic().to(device)
-        outer = (self.decoder.lift, self.decoder.spectrum, self.decoder.pitch)
-        edge = {id(p) for part in outer for p in part.parameters()}
+        outer = (self.decoder.lift, self.decoder.spectrum, self.decoder.pitch, self.decoder.timbre)
+        edge = {id(p) for part in outer if part is not None for p in part.parameters()}
         inner = [p for p in self.decoder.parameters() if p.ndim == 2 and id(p) not in edge]
         others = [p for p in self.decoder.parameters() if p.ndim != 2 or id(p) in edge]
         self.optimisers = (
@@ -204,6 +206,16 @@ class VocoderTrainer:
         some = torch.rand(count, 1, 1, generator=self.generator) < NOISY
         size = some * DEVIATION * torch.rand(count, 1, 1, generator=self.generator)
         return z_BTC + (size * torch.randn(z_BTC.shape, generator=self.generator)).to(z_BTC.device)
+
+    def _voice(self, reference_BS: Tensor) -> Tensor | None:
+        """(B, V) of the references, none of some."""
+        timbre = self.decoder.timbre
+        if timbre is None:
+            return None
+        with torch.no_grad():
+            z = self.codec.encoder(reference_BS).float()
+        known = torch.rand(len(z), 1, generator=self.generator) >= UNKNOWN
+        return timbre.hear(z) * known.to(z)
 
     def _judged(self, made: Tensor, true: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """One update of the critic (hinge), then its adversarial and feature-matching terms."""
@@ -232,7 +244,7 @@ class VocoderTrainer:
         with torch.no_grad():
             z = self.codec.encoder(samples_BS).float()
         with torch.autocast(device, torch.bfloat16):
-            spectra, _ = self.decoder(self._disturbed(z))
+            spectra, _ = self.decoder(self._disturbed(z), (), self._voice(given["reference"]))
         parts, made, true = compare(spectra, given, self.filters)
         total = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
         if critic:
