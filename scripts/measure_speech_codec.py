@@ -3,9 +3,9 @@
     python scripts/measure_speech_codec.py CODEC... --moonshine DIR --speaker wespeaker-resnet34.onnx --out figures.json
 
 Every sentence is spoken by a voice of its own, drawn from the range that training draws from, by a seed that training
-does not use. Of the teacher's sound and of each codec's reconstruction: word error rate, likeness of the speaker to
-the teacher's own sound (cosine), and DistillMOS where the package is installed. A codec is a folder of one; `toon`
-is the shipped one.
+does not use; a decoder that wants to know whose voice it is hears another sentence of it. Of the teacher's sound and of
+each codec's reconstruction: word error rate, likeness of the speaker to the teacher's own sound (cosine), and
+DistillMOS where the package is installed. A codec is a folder of one; `toon` is the shipped one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,27 @@ from streamchar.world.text import sentences
 from streamchar.world.voice import random_voice, speak
 
 SEED = 7_012_026
+REFERENCE = "The old clock in the hall struck nine, and nobody moved until the door was shut."
+REFERENCE_SECONDS = 2
 
 
-def said(count: int) -> list[tuple[str, Tensor]]:
-    """Held-out sentences with their teacher's sound (S,), whole latents long."""
+def said(count: int) -> list[tuple[str, Tensor, Tensor]]:
+    """Held-out sentences with their teacher's sound (S,), whole latents long, and a reference of its voice."""
     draw, found = random.Random(SEED), []
     for text in sentences(SEED, count, held_out=True):
-        samples = speak(text, random_voice(draw)).samples
-        found.append((text, samples[: samples.shape[0] // clock.AUDIO_STRIDE * clock.AUDIO_STRIDE]))
+        voice = random_voice(draw)
+        sounds = [speak(words, voice).samples for words in (text, REFERENCE)]
+        mine, reference = (x[: x.shape[0] // clock.AUDIO_STRIDE * clock.AUDIO_STRIDE] for x in sounds)
+        found.append((text, mine, reference[: REFERENCE_SECONDS * clock.AUDIO_RATE]))
     return found
 
 
 @torch.inference_mode()
-def coded(codec: ToonAudioCodec, samples_S: Tensor, noise: float, seed: int) -> Tensor:
+def coded(codec: ToonAudioCodec, samples_S: Tensor, reference_S: Tensor, noise: float, seed: int) -> Tensor:
     """(S,) once through the codec, its latents disturbed by `noise` (a sampler's are not exact)."""
-    latents = codec.encode(samples_S[None])
+    latents, state = codec.encode(samples_S[None]), codec.begin(codec.encode(reference_S[None]))
     generator = torch.Generator().manual_seed(seed)
-    return codec.decode(latents + noise * torch.randn(latents.shape, generator=generator))[0].flatten().float()
+    return codec.decode(latents + noise * torch.randn(latents.shape, generator=generator), state)[0].flatten().float()
 
 
 def main() -> None:
@@ -64,13 +68,13 @@ def main() -> None:
         print(error)
         mos = None
     spoken = said(given.count)
-    truth = [samples for _, samples in spoken]
+    truth = [samples for _, samples, _ in spoken]
     own = [place(encoder, samples) for samples in truth]
     found = {"teacher": judged(recogniser, mos, spoken, truth)}
     print("teacher", json.dumps(found["teacher"]), flush=True)
     for name in given.codecs:
         codec = ToonAudioCodec.load(resolve("toon") / "audio_codec" if name == "toon" else Path(name))
-        made = [coded(codec, samples, given.noise, index) for index, samples in enumerate(truth)]
+        made = [coded(codec, *sounds, given.noise, index) for index, (_, *sounds) in enumerate(spoken)]
         likeness = [float(place(encoder, sound) @ mine) for sound, mine in zip(made, own, strict=True)]
         found[name] = {**judged(recogniser, mos, spoken, made), "likeness": sum(likeness) / len(likeness)}
         print(name, json.dumps(found[name]), flush=True)
@@ -83,11 +87,11 @@ def place(encoder: SpeakerEncoder, samples_S: Tensor) -> Tensor:
 
 
 def judged(
-    recogniser: Moonshine, mos: DistillMos | None, spoken: list[tuple[str, Tensor]], sounds: list[Tensor]
+    recogniser: Moonshine, mos: DistillMos | None, spoken: list[tuple[str, Tensor, Tensor]], sounds: list[Tensor]
 ) -> dict[str, float]:
     """Word error rate, and the mean opinion where there is a judge."""
     heard = [to_recogniser(samples) for samples in sounds]
-    found = {"wer": word_errors([text for text, _ in spoken], [recogniser(sound) for sound in heard]).wer}
+    found = {"wer": word_errors([text for text, _, _ in spoken], [recogniser(sound) for sound in heard]).wer}
     if mos is not None:
         scores = [score for sound in heard for score in mos.windows(torch.as_tensor(sound))]
         found["distillmos"] = sum(scores) / len(scores)

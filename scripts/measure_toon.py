@@ -17,7 +17,7 @@ from streamchar import clock
 from streamchar.eval.mouth import envelope, mouth_sync, openings
 from streamchar.eval.speech import Moonshine, to_recogniser, word_errors
 from streamchar.stream.decoding import pictures
-from streamchar.stream.pipeline import StreamCharPipeline
+from streamchar.stream.pipeline import VOICE_SENTENCE, StreamCharPipeline
 from streamchar.world.clips import Clip, make_clip, pick_character
 from streamchar.world.motion import MotionTrack
 from streamchar.world.render import draw_frame, mouth_box
@@ -86,7 +86,9 @@ def codecs(pipe: StreamCharPipeline, recogniser: Moonshine, clips: int) -> dict:
             whole[place].append(_psnr(x, made))
             mouth[place].append(_mouth_psnr(clip, x, made))
         samples = clip.speech.samples
-        sound, _ = pipe.models.audio_codec.decode(pipe.models.audio_codec.encode(samples[None]))
+        audio = pipe.models.audio_codec
+        voice = audio.begin(audio.encode(reference_of(clip)[None]))
+        sound, _ = audio.decode(audio.encode(samples[None]), voice)
         references.append(clip.speech.text)
         original.append(recogniser(to_recogniser(samples)))
         rebuilt.append(recogniser(to_recogniser(sound[0])))
@@ -96,6 +98,12 @@ def codecs(pipe: StreamCharPipeline, recogniser: Moonshine, clips: int) -> dict:
         "video_decode_ratio": sorted(spent)[clips // 2] / float(clock.CHUNK_SECONDS),
         "audio_wer": word_errors(references, rebuilt).wer, "audio_wer_original": word_errors(references, original).wer,
     }
+
+
+def reference_of(clip: Clip) -> Tensor:
+    """(S,) what a stream of the character takes its voice from."""
+    samples = speak(VOICE_SENTENCE, clip.character.voice).samples
+    return samples[: samples.shape[0] // clock.AUDIO_STRIDE * clock.AUDIO_STRIDE]
 
 
 def _psnr(x: Tensor, y: Tensor) -> float:

@@ -67,9 +67,9 @@ def main() -> None:
         return encoder(torch.as_tensor(to_recogniser(samples_S)))
 
     @torch.inference_mode()
-    def coded(samples_S: Tensor) -> Tensor:
+    def coded(samples_S: Tensor, voice_1RC: Tensor | None) -> Tensor:
         whole = samples_S[: samples_S.shape[0] // clock.AUDIO_STRIDE * clock.AUDIO_STRIDE]
-        return codec.decode(codec.encode(whole[None]))[0].flatten().float()
+        return codec.decode(codec.encode(whole[None]), codec.begin(voice_1RC))[0].flatten().float()
 
     references, sayings = [], {"teacher": [], "codec": [], "model": []}
     for number, voice in enumerate(cast(given.voices)):
@@ -80,7 +80,7 @@ def main() -> None:
             taught = speak(text, voice).samples
             state = pipe.start(text, character=CHARACTER, voice=reference, seed=number, steps=given.steps)
             made = torch.cat([chunk.samples for chunk in pipe.session(state)])
-            for kind, sound in (("teacher", taught), ("codec", coded(taught)), ("model", made)):
+            for kind, sound in (("teacher", taught), ("codec", coded(taught, state.voice)), ("model", made)):
                 said[kind].append(place(sound))
         for kind, points in said.items():
             sayings[kind].append(torch.stack(points))

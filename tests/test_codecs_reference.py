@@ -15,6 +15,7 @@ from torch import Tensor
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
 from streamchar.codecs.reference import Acting, Parts, ReferenceMixer, in_pixels, inverse
+from streamchar.codecs.skin import coloured
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
 from streamchar.data.prepare import clip_record
@@ -121,6 +122,7 @@ def test_an_example_is_the_clip_drawn_again_and_the_students_view_of_it(folders:
     for name, value in found.items():
         assert torch.equal(value, again[name]), name
     assert found["displacement"].shape == (33, 2, 16, 16) and found["known"].shape == (33, 16, 16)
+    assert found["bare"].shape == (33, 16, 16) and found["skin"].abs().max() <= 1
     near, far = ((found[kind].float() - found["truth"].float()).square().mean() for kind in ("near", "far"))
     assert near > 0 and near != far
 
@@ -184,13 +186,14 @@ def test_the_flow_is_asked_for_known_displacements(codec: ToonVideoCodec, parts:
     piece = Cut(
         frames_BCTHW=grey, weight_BTHW=torch.ones(1, 9, 64, 64), latents_BCKHW=z, still_BC1HW=latents(1),
         picture_BCHW=grey[:, :, 0], displacement_B2Thw=wanted, acted_B2Thw=acted, known_BThw=known,
-        acting_BTHW=torch.zeros(1, 9, 64, 64), estimate=False,
+        acting_BTHW=torch.zeros(1, 9, 64, 64), bare_BThw=torch.zeros(1, 9, 16, 16), skin_B3=torch.zeros(1, 3),
+        estimate=False,
     )  # fmt: skip
     trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
     draw = torch.Generator().manual_seed(0)
 
     def flows() -> list[Tensor]:
-        return [part.detach() for part in trainer.mixture(piece, draw)[3:]]
+        return [part.detach() for part in trainer.mixture(piece, draw)[3:7]]
 
     before = float(trainer.astray(piece, *flows()))
     for _ in range(60):
@@ -267,6 +270,47 @@ def test_a_blush_is_a_colour_of_the_moved_still() -> None:
     assert float(added[:, :, 0, 40:].std()) < 0.1 < float(grain.std())
 
 
+def test_a_hand_takes_its_characters_colour_and_keeps_its_shading() -> None:
+    """A dark hand of stripes, beside a fair character, where the gate says so; and nothing elsewhere, nor where all
+    that is said to be a hand is a speck."""
+    stripes = torch.tensor([-0.1, 0.1]).repeat(32).expand(64, 64)
+    own = torch.full((1, 12, 64, 64), 0.2)
+    own[..., 16:32, 16:32] = -0.5 + stripes[16:32, 16:32]
+    where, fair = torch.full((1, 4, 16, 16), -8.0), torch.tensor([0.6, 0.4, 0.2]).view(1, 3, 1, 1)
+    where[:, :3, 4:8, 4:8] = 8.0  # the fourth frame has none
+    made = (coloured(own, where, fair) - own).unflatten(1, (4, 3))
+    hand, inside = made[:, :3], made[:, :3, :, 20:28, 20:28]
+    assert made[:, 3].abs().max() < 1e-3 and hand[..., 40:, 40:].abs().max() < 1e-3
+    wanted = (fair.view(3) + 0.5)[None, None, :, None, None]
+    assert (inside - wanted).abs().max() < 0.02  # one shift: stripes stay
+    where = torch.full((1, 4, 16, 16), -8.0)
+    where[..., 5, 5] = 0.0
+    speck = (coloured(own, where, fair) - own).abs().max()
+    assert 0 < speck < 0.3 * wanted.abs().max()
+
+
+def test_where_hands_are_and_their_colour_are_learned(codec: ToonVideoCodec) -> None:
+    codec = widened(codec, reference=True, parts=2)
+    trainer = ReferenceTrainer(codec, VideoCodecTraining(minutes=10, decoder_only=True, rate=1e-2, noise=0.0))
+    grey, bare = torch.zeros(1, 3, 9, 64, 64), torch.zeros(1, 9, 16, 16)
+    bare[..., :4] = 1.0
+    z = latents(3)
+    z[..., :1] += 2.0
+    piece = Cut(
+        frames_BCTHW=grey, weight_BTHW=torch.ones(1, 9, 64, 64), latents_BCKHW=z, still_BC1HW=latents(1),
+        picture_BCHW=grey[:, :, 0], displacement_B2Thw=torch.zeros(1, 2, 9, 16, 16),
+        acted_B2Thw=torch.zeros(1, 2, 9, 16, 16), known_BThw=torch.zeros(1, 9, 16, 16),
+        acting_BTHW=torch.zeros(1, 9, 64, 64), bare_BThw=bare, skin_B3=torch.tensor([[0.5, 0.2, -0.4]]), estimate=False,
+    )  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    before = float(trainer.mixture(piece, draw)[-1].detach())
+    for _ in range(80):
+        trainer.update([piece], draw)
+    assert float(trainer.mixture(piece, draw)[-1].detach()) < 0.4 * before
+    found = trainer.mixer.skin.of(grey[:, :, 0]).detach().flatten()
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.2, -0.4]), atol=0.15, rtol=0)
+
+
 def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:
     config, out = tiny().video, tmp_path / "run"
 
@@ -304,6 +348,7 @@ def test_the_mixer_takes_from_the_still_what_noisy_latents_lack() -> None:
             picture_BCHW=pictures[i : i + 1, :, 0],
             displacement_B2Thw=torch.zeros(1, 2, 9, 8, 8), acted_B2Thw=torch.zeros(1, 2, 9, 8, 8),
             known_BThw=torch.zeros(1, 9, 8, 8), acting_BTHW=torch.zeros(1, 9, 32, 32), estimate=False,
+            bare_BThw=torch.zeros(1, 9, 8, 8), skin_B3=torch.zeros(1, 3),
             latents_BCKHW=clean + clean.std() * torch.randn(clean.shape, generator=draw),
         )
 

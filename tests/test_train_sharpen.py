@@ -39,7 +39,8 @@ def cut(codec: ToonVideoCodec, picture: torch.Tensor) -> Cut:
         frames_BCTHW=picture.expand(1, 3, 9, 64, 64), weight_BTHW=torch.ones(1, 9, 64, 64), still_BC1HW=clean,
         picture_BCHW=still, displacement_B2Thw=torch.zeros(1, 2, 9, 16, 16),
         acted_B2Thw=torch.zeros(1, 2, 9, 16, 16), known_BThw=torch.zeros(1, 9, 16, 16),
-        acting_BTHW=torch.zeros(1, 9, 64, 64), estimate=False,
+        acting_BTHW=torch.zeros(1, 9, 64, 64), bare_BThw=torch.zeros(1, 9, 16, 16), skin_B3=torch.zeros(1, 3),
+        estimate=False,
         latents_BCKHW=clean.expand(-1, -1, 3, -1, -1).contiguous(),
     )
 

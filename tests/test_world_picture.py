@@ -8,14 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from streamchar.codecs.motion import move
 from streamchar.errors import DataError, InputError
 from streamchar.types import Phoneme, Speech, Word
 from streamchar.world import face, prompt, splits
 from streamchar.world.character import VOICES, character
-from streamchar.world.displacement import displacement
+from streamchar.world.displacement import bare_arms, displacement
 from streamchar.world.gesture import Arms
+from streamchar.world.limbs import skin_tones
 from streamchar.world.motion import neutral, plan
 from streamchar.world.portrait import head_of
 from streamchar.world.prompt import Direction, parse, phrase, sample_direction
@@ -292,6 +294,21 @@ def test_the_still_moved_by_its_displacement_is_the_frame(speech):
         rest = still.expand_as(frames)
         off, before = (float((x - frames)[shown].abs().mean()) for x in (move(rest, moved), rest))
         assert off < 0.6 * before, (number, off, before)
+
+
+def test_bare_arms_are_where_their_colour_is_drawn(speech):
+    """Cells that are said to be skin have its colour in the frame, the others have not; an arm at rest shows none."""
+    for number in (101, 103, 107):
+        who = character(number)
+        track = plan(speech, Direction(gesture="waving"), number, 48).slice(8, 40)
+        bare, tone = bare_arms(who, track), torch.tensor(skin_tones(who)[0])
+        assert bare.shape == (32, 64, 64) and float(bare.min()) >= 0 and float(bare.max()) <= 1
+        cells = F.avg_pool2d(render(who, track).float() / 255, 4).movedim(1, -1)
+        inside = cells[bare > 0.98]
+        assert len(inside) > 100 and float((inside - tone).abs().mean()) < 0.03
+        assert float((cells[bare < 0.02] - tone).abs().mean()) > 0.1
+        still = plan(speech, Direction(gesture="still"), number, 48).slice(8, 40)
+        assert float(bare_arms(who, still).sum((1, 2)).mean()) < 0.2 * float(bare.sum((1, 2)).mean())
 
 
 def test_brows_and_eyes_are_moved_as_themselves(speech):

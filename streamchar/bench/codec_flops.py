@@ -63,7 +63,7 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
         (fine, (mixer.share,)),
     ):  # fmt: skip
         total += sum(_convs(part, at) for part in parts)
-    if mixer.parts is not None and mixer.acting is not None:
+    if mixer.parts is not None and mixer.acting is not None and mixer.skin is not None:
         frames = clock.VIDEO_STRIDE * clock.VIDEO_LATENTS_PER_CHUNK
         place, end = (x // clock.VIDEO_LATENTS_PER_CHUNK for x in (middle, fine))
         total += _convs(mixer.parts.said, middle) + _convs(mixer.parts.edges, fine)
@@ -73,10 +73,13 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
         )
         # twice: both sums and the maps, and these at every place
         total += 4 * frames * mixer.parts.count * (place * (9 + 6) + 18 + end * 6)
-        # a blush's colours laid on the picture, down and across
+        total += _convs(mixer.skin.where, fine)
+        total += sum(_convs(part, clock.VIDEO_LATENTS_PER_CHUNK) for part in (mixer.skin.seen, mixer.skin.colour))
+        # a blush's colours and a hand's gate, laid on the picture down and across
         high, wide = (n * codec.spatial_stride for n in latent_size)
-        shrunk = math.isqrt(wide * high // place)
-        total += 2 * frames * 3 * (high * (high // shrunk) * (wide // shrunk) + high * (wide // shrunk) * wide)
+        for few, channels in ((place, 3), (end, 1)):
+            across = wide // math.isqrt(wide * high // few)
+            total += 2 * frames * channels * (few * high + across * high * wide)
     return total
 
 

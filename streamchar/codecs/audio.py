@@ -144,7 +144,7 @@ class Timbre(nn.Module):
         nn.init.zeros_(self.outward.weight)
 
     def hear(self, z_BTC: Tensor) -> Tensor:
-        """Raw latents of any length -> (B, voice): mean and deviation over time of what a small network makes of them."""
+        """Raw latents (B, any, C) -> (B, voice): from mean and deviation over time of what a network makes of each."""
         h = tf.gelu(self.across(tf.gelu(self.inward(z_BTC)))).float()
         heard = torch.cat([h.mean(1), h.std(1, correction=0)], dim=1)
         return torch.tanh(self.voice(heard))

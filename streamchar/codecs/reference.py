@@ -7,7 +7,8 @@ behind the character). With `parts`, the flow is that of a few parts which move 
 torn where its latents do not agree on how far. How far exactly is seen, not only known: the still so moved is laid
 beside the decoder's own picture, which shows where things are, however smeared, and what is still off is asked of the
 parts again; what a face does with brows, lids and gaze is a small flow of each place's own. Places may take the own
-picture's colours, smoothed, as of a blush. At initialisation the mixture is all but the decoder's own.
+picture's colours, smoothed, as of a blush; hands have the colour of the still's skin (`codecs/skin.py`). At
+initialisation the mixture is all but the decoder's own.
 
 Shape letters as in `codecs/video.py`; P = patch, the pixels of a feature's side at the finest level.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from streamchar import clock
 from streamchar.codecs.layers import Residual
 from streamchar.codecs.motion import move
+from streamchar.codecs.skin import Skin, coloured, enlarged
 from streamchar.errors import ConfigError
 
 COARSE, MIDDLE = 96, 64
@@ -153,6 +155,9 @@ class Plan(NamedTuple):
     of the middle level's size."""
     share: Tensor
     """Logits of the mixture at the finest level."""
+    skin: tuple[Tensor, Tensor] | None = None
+    """Logits of where bare hands are, (N, 4, H, W) of the finest level's size, and the still's colour of them,
+    (N, 3, 1, 1)."""
 
 
 class ReferenceMixer(nn.Module):
@@ -173,6 +178,7 @@ class ReferenceMixer(nn.Module):
         self.flow = nn.Conv2d(MIDDLE, 2 * clock.VIDEO_STRIDE, 1)
         self.parts = Parts(MIDDLE, fine, parts) if parts else None
         self.acting = Acting(MIDDLE, fine, patch) if parts else None
+        self.skin = Skin(MIDDLE + fine) if parts else None
         self.share = nn.Conv2d(MIDDLE + fine, clock.VIDEO_STRIDE * (SOURCES - 1) * patch * patch, 1)
         for head in (self.flow, self.share):
             nn.init.zeros_(head.weight)
@@ -186,6 +192,8 @@ class ReferenceMixer(nn.Module):
         `still_BCHW` (B, 3, H, W) and its own features of the first of those levels. Returns the mixture and the moved
         still, both (N, 4 3, H, W)."""
         plan = self.plan(own_NCHW, features, still_BCHW, beside_BCHW)
+        if plan.skin is not None:
+            own_NCHW = coloured(own_NCHW, *plan.skin)
         return self.mix(own_NCHW, still_BCHW, plan.flow + plan.acted, plan.share, plan.tint)
 
     def plan(
@@ -199,7 +207,7 @@ class ReferenceMixer(nn.Module):
         flow = self.flow(x)
         both = torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), fine], 1)
         share = self.share(both)
-        if self.parts is None or self.acting is None:
+        if self.parts is None or self.acting is None or self.skin is None:
             never = flow.new_full((len(flow), clock.VIDEO_STRIDE, 1, 1), -100.0)
             return Plan(flow, flow, torch.zeros_like(flow), never, share)
         size, of = (fine.shape[-2], fine.shape[-1]), self.parts(x, fine)
@@ -211,7 +219,8 @@ class ReferenceMixer(nn.Module):
             moved = move(still, in_pixels(by, still.shape[-1]))
         acted, off = self.acting(both, own, moved)
         better = flow.float() + F.adaptive_avg_pool2d(off, flow.shape[-2:])
-        return Plan(first, self.parts.fit(better, *of, size), acted, self.acting.tint(x).float(), share)
+        skin = self.skin.where(both), self.skin.of(still_BCHW).repeat_interleave(count, 0)
+        return Plan(first, self.parts.fit(better, *of, size), acted, self.acting.tint(x).float(), share, skin)
 
     def mix(
         self, own_NCHW: Tensor, still_BCHW: Tensor, flow: Tensor, share: Tensor, tint: Tensor
@@ -236,14 +245,7 @@ def blush(own_MCHW: Tensor, moved_MCHW: Tensor, tint_N4hw: Tensor) -> Tensor:
     whose logits are `tint` (N, 4, h, w)."""
     colours = (F.adaptive_avg_pool2d(x, tint_N4hw.shape[-2:]) for x in (own_MCHW, moved_MCHW))
     added = tint_N4hw.float().sigmoid().flatten(0, 1)[:, None] * torch.sub(*colours)
-    ends = zip(moved_MCHW.shape[-2:], added.shape[-2:], strict=True)
-    down, across = (between(many, few, added.device) for many, few in ends)
-    return down @ added @ across.T
-
-
-def between(many: int, few: int, device: torch.device) -> Tensor:
-    """(many, few): bilinear enlargement along one axis, as a matrix; for pictures a third of `F.interpolate`'s time."""
-    return F.interpolate(torch.eye(few, device=device)[None], size=many, mode="linear", align_corners=False)[0].T
+    return enlarged(added, moved_MCHW)
 
 
 def in_pixels(flow: Tensor, side: int) -> Tensor:

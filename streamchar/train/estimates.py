@@ -37,7 +37,8 @@ from streamchar.stream.state import StreamState
 from streamchar.train.streams import begin, transcript_of
 from streamchar.train.video_clips import boxes_of, weight_map
 from streamchar.world.clips import make_clip
-from streamchar.world.displacement import displacement
+from streamchar.world.displacement import bare_arms, displacement
+from streamchar.world.limbs import skin_tones
 from streamchar.world.render import draw_frame
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class Estimate:
 def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str, Tensor]:
     """One chunk of a clip: "frames" (33, 3, H, W) and the still's "picture" (3, H, W), uint8, "boxes" (33, B, 4) in
     fractions of the picture, "displacement" (33, 2, H / 4, W / 4) in pixels, what of it is "acted" and where it is
-    "known", the latents of the "still" and the four kinds of the chunk's."""
+    "known", how "bare" arms are in the same cells and the colour of that "skin", the latents of the "still" and the
+    four kinds of the chunk's."""
     assert clip.video is not None and clip.still is not None
     world = make_clip(clip.seed, short=clip.short)
     size, span = models.config.height, (clock.frames(chunk), clock.frames(chunk + 1))
@@ -93,7 +95,9 @@ def example(models: Models, clip: ClipRecord, chunk: int, seed: int) -> dict[str
     found = {
         "frames": world.frames(*span, size), "boxes": boxes_of(who, track, size)[slice(*span)].float().contiguous(),
         "displacement": moved.half(), "acted": acted.half(), "known": known.byte(),
-        "still": clip.still.half(), "picture": draw_frame(who, size), "truth": truth[0][0].half(),
+        "bare": bare_arms(who, track.slice(*span), size, CELL).mul(255).round().byte(),
+        "skin": torch.tensor(skin_tones(who)[0]).mul(2).sub(1), "still": clip.still.half(),
+        "picture": draw_frame(who, size), "truth": truth[0][0].half(),
     }  # fmt: skip
     for kind, steps in STEPS.items():
         found[kind] = _estimated(models, clip, state, truth, steps)
@@ -158,6 +162,10 @@ class Cut:
     it does."""
     acting_BTHW: Tensor
     """Where a face acts: `MOUTH`, `EYE`, `CHEEK` or 0."""
+    bare_BThw: Tensor
+    """How much of each cell is bare skin of arms and hands."""
+    skin_B3: Tensor
+    """Its colour."""
     estimate: bool
     """Whether the latents are a student's."""
 
@@ -168,7 +176,7 @@ class Examples:
     def __init__(self, folder: Path) -> None:
         try:
             self.files = [safe_open(path, "pt") for path in sorted(folder.glob("examples-*.safetensors"))]
-            self.index = [(f, i) for f in self.files for i in range(f.get_slice("acted").get_shape()[0])]
+            self.index = [(f, i) for f in self.files for i in range(f.get_slice("bare").get_shape()[0])]
         except (SafetensorError, OSError) as error:
             raise DataError(f"{folder} holds an example that cannot be read ({error}); delete it") from None
 
@@ -188,6 +196,8 @@ class Examples:
             displacement_B2Thw=file.get_slice("displacement")[row, span].float().transpose(0, 1)[None],
             acted_B2Thw=file.get_slice("acted")[row, span].float().transpose(0, 1)[None],
             known_BThw=file.get_slice("known")[row, span].float()[None],
+            bare_BThw=file.get_slice("bare")[row, span].float().div(255)[None],
+            skin_B3=file.get_slice("skin")[row].float()[None],
         )  # fmt: skip
 
     def batches(self, size: int, draw: random.Random) -> Iterator[list[Cut]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from streamchar import clock
 from streamchar.codecs.reference import ReferenceMixer, in_pixels
+from streamchar.codecs.skin import coloured
 from streamchar.codecs.video import ToonVideoCodec, in_time
 from streamchar.config.model import VideoCodecConfig
 from streamchar.errors import InputError
@@ -49,6 +51,8 @@ ACTED, ROOM = 0.2, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
 MORE = 1.5
 """The acting flow is made larger by no more than this."""
+BARE, COLOUR = 1.0, 0.5
+"""Weights of knowing where bare skin of arms is, and of its colour."""
 BLUSH = 1.0
 """Weight of knowing where cheeks are, which take the own picture's colours."""
 SHUT, ASLEEP = 13, 0.7
@@ -73,18 +77,18 @@ class ReferenceTrainer(Trainer):
         return self.mixer
 
     def ends(self) -> dict[nn.Conv2d, float]:
-        acting = self.mixer.acting
+        acting, skin = self.mixer.acting, self.mixer.skin
         logits, flows = [self.mixer.share], [self.mixer.flow]
-        if acting is not None:
-            logits, flows = [*logits, acting.tint], [*flows, acting.moves]
+        if acting is not None and skin is not None:
+            logits, flows = [*logits, acting.tint, skin.where, skin.colour], [*flows, acting.moves]
         return dict.fromkeys(logits, ADAM_RATE) | dict.fromkeys(flows, SLOW_RATE)
 
     def differentiate(self, batch: list[Cut], generator: torch.Generator) -> float:
         """The mean loss over the pieces; leaves its gradients."""
         total = 0.0
         for cut in batch:
-            mixed, moved, own, *plan = self.mixture(cut, generator)
-            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, *plan)) / len(batch)
+            mixed, moved, own, *plan, skin = self.mixture(cut, generator)
+            loss = (self.off(cut, mixed, moved, own) + self.astray(cut, *plan) + skin) / len(batch)
             loss.backward()
             self.follow(cut, plan[2])
             total += loss.item()
@@ -146,7 +150,7 @@ class ReferenceTrainer(Trainer):
 
     def mixture(self, cut: Cut, generator: torch.Generator) -> list[Tensor]:
         """(B, 3, 1 + 4 k, H, W) the picture, the moved still, and the decoder's own picture; the second's three flows,
-        (B, 2, 1 + 4 k, h, w), and its tint's logits, (B, 1, 1 + 4 k, h, w)."""
+        (B, 2, 1 + 4 k, h, w), and its tint's logits, (B, 1, 1 + 4 k, h, w); and the loss of the hands' colour."""
         codec, latents = self.codec, cut.latents_BCKHW
         noise = self.settings.noise * torch.randn(latents.shape, generator=generator)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -157,10 +161,21 @@ class ReferenceTrainer(Trainer):
             picture = cut.picture_BCHW.to(self.device)
             plan = self.mixer.plan(own, features[-3:], picture, beside)
             used = known_flow(cut, plan.flow + plan.acted) if cut.estimate else plan.flow + plan.acted
+            miscoloured = torch.zeros((), device=self.device)
+            if plan.skin is not None:
+                miscoloured = self.miscoloured(cut, *plan.skin)
+                own = coloured(own, *(x.detach() for x in plan.skin))
             mixed, moved = self.mixer.mix(own, picture, used, plan.share, plan.tint.detach())
         assert moved is not None, "made with gradients"
         parts = (mixed, moved, own, plan.first, plan.flow, plan.acted, plan.tint)
-        return [in_time(part, latents.shape[2]) for part in parts]
+        return [*(in_time(part, latents.shape[2]) for part in parts), miscoloured]
+
+    def miscoloured(self, cut: Cut, where_N4hw: Tensor, colour_N311: Tensor) -> Tensor:
+        """The loss of where hands are, and of their colour. An estimate's hand may be elsewhere: it is asked for the
+        true place all the same, and learns how sure it can be."""
+        where = in_time(where_N4hw.float(), cut.latents_BCKHW.shape[2])[:, 0]
+        off = (colour_N311.flatten(1)[:1] - cut.skin_B3.to(self.device)).abs().mean()
+        return BARE * F.binary_cross_entropy_with_logits(where, cut.bare_BThw.to(self.device)) + COLOUR * off
 
 
 def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
@@ -182,9 +197,15 @@ def acts(acting_BTHW: Tensor, off_B3THW: Tensor) -> Tensor:
     around; of an eye, where it is not at all, as in a blink."""
     off = off_B3THW.abs().amax(1)
     other = (off > ACTED).float()
-    most = (F.avg_pool2d((off > 1.5 * ACTED).float(), SHUT, 1, SHUT // 2) > ASLEEP).float()
-    near, shut = (F.max_pool2d(x, 2 * room + 1, 1, room) > 0 for x, room in ((other, ROOM), (most, 2 * ROOM)))
+    most = (around(F.avg_pool2d, (off > 1.5 * ACTED).float(), SHUT // 2) > ASLEEP).float()
+    near, shut = (around(F.max_pool2d, x, room) > 0 for x, room in ((other, ROOM), (most, 2 * ROOM)))
     return (near & (acting_BTHW == MOUTH)) | (shut & (acting_BTHW == EYE))
+
+
+def around(pool: Callable[..., Tensor], x_BTHW: Tensor, room: int) -> Tensor:
+    """`pool` over squares with `room` on each side: along rows, then columns, a seventh of the time."""
+    side = 2 * room + 1
+    return pool(pool(x_BTHW, (1, side), 1, (0, room)), (side, 1), 1, (room, 0))
 
 
 def train_reference(

@@ -76,7 +76,7 @@ class SharpTrainer(ReferenceTrainer):
         """The mean loss over the pieces, without the critic's; leaves its gradients and teaches the critic."""
         total = 0.0
         for cut in batch:
-            mixed, moved, own, *plan = self.mixture(cut, generator)
+            mixed, moved, own, *plan, skin = self.mixture(cut, generator)
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
                 if cut.estimate:
                     own = self.before.synthesise(self.before.raw(cut.latents_BCKHW.to(self.device)))
@@ -85,7 +85,7 @@ class SharpTrainer(ReferenceTrainer):
             loss = self.off(cut, *given, own.detach()) / len(batch)
             grads = torch.autograd.grad(loss, given)
             wrong = self._critic_step(cut, given[0], grads[0], generator)
-            astray = self.astray(cut, *plan) / len(batch)
+            astray = (self.astray(cut, *plan) + skin) / len(batch)
             self.follow(cut, plan[2])
             torch.autograd.backward((mixed, moved, astray), (grads[0] + wrong, grads[1], None))
             total += loss.item() + astray.item()

@@ -6,6 +6,8 @@ Layers move by their own poses, as when they are drawn (`world/render.py`); on a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,11 +88,33 @@ def _opacity(sprite: Sprite, x: Tensor, y: Tensor) -> Tensor:
 
 def _behind_arms(who: Character, track: MotionTrack, here_2hw: Tensor, scale: float) -> Tensor:
     """(T, h, w): whether an arm or hand is in front of places in picture units."""
-    arms, body = limbs.fitted(who, track.arms), body_pose(track)
     hidden = torch.zeros(len(track), *here_2hw.shape[1:], dtype=torch.bool, device=here_2hw.device)
+    for up, layers in _arms(who, track, here_2hw, scale):
+        for _, amount in layers:
+            hidden = hidden | up & (amount > 0.5)
+    return hidden
+
+
+@torch.no_grad()
+def bare_arms(who: Character, track: MotionTrack, size: int = 256, cell: int = 4) -> Tensor:
+    """(T, size / cell, size / cell): how much of each cell's colour is that of bare skin of arms and hands."""
+    scale = size / UNITS
+    centres = (torch.arange(size // cell, device=track.smile.device) + 0.5) * (cell / scale)
+    here, skin = torch.stack(torch.meshgrid(centres, centres, indexing="xy")), limbs.skin_tones(who)
+    bare = torch.zeros(len(track), *here.shape[1:], device=here.device)
+    for up, layers in _arms(who, track, here, scale / cell):
+        for colour, amount in layers:
+            bare = torch.where(up, bare + amount * (float(colour in skin) - bare), bare)
+    return bare
+
+
+def _arms(
+    who: Character, track: MotionTrack, here_2hw: Tensor, scale: float
+) -> Iterator[tuple[Tensor, list[face.Layer]]]:
+    """Of each arm whether it is up, (T, 1, 1), and its layers at places in picture units, as they are drawn."""
+    arms, body = limbs.fitted(who, track.arms), body_pose(track)
     for side, place in ((0, -56.0 * who.shoulder), (1, 56.0 * who.shoulder)):
         shoulder = (body @ torch.tensor([place, 220.0, 1.0], device=body.device)).unbind(-1)
         up = (arms.y[:, side] < UNITS + limbs.HAND).view(-1, 1, 1)
-        for _, amount in limbs.arm_layers(who, arms, side, shoulder, *here_2hw[:, None].expand(-1, len(track), -1, -1), scale):
-            hidden = hidden | up & (amount > 0.5)
-    return hidden
+        x, y = here_2hw[:, None].expand(-1, len(track), -1, -1)
+        yield up, limbs.arm_layers(who, arms, side, shoulder, x, y, scale)

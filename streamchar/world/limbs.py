@@ -13,7 +13,7 @@ from torch import Tensor
 from streamchar.world.character import SKINS, Character
 from streamchar.world.face import Layer
 from streamchar.world.gesture import Arms
-from streamchar.world.shapes import UNITS, darker, inside, lighter, mix, segment, smoothstep
+from streamchar.world.shapes import UNITS, Colour, darker, inside, lighter, mix, segment, smoothstep
 from streamchar.world.wardrobe import sleeve
 
 FOREARM = 70.0
@@ -83,6 +83,13 @@ def _hand(who: Character, arms: Arms, side: int, x: Tensor, y: Tensor, scale: fl
         layers.append((line, 0.55 * between * smoothstep(-hy, 13.5, 17.0)))
     layers.append((line, 0.12 * fill * smoothstep(-hx, 0.0, 9.0)))
     return layers
+
+
+def skin_tones(who: Character) -> tuple[Colour, ...]:
+    """What the layers of a hand's and of a bare forearm's skin are painted with; the hand's first."""
+    skin = SKINS[who.skin]
+    bare = () if sleeve(who)[1] else (lighter(skin, 0.03),)
+    return (lighter(skin, 0.04), *bare)
 
 
 def arm_layers(who: Character, arms: Arms, side: int, shoulder: tuple[Tensor, Tensor], x: Tensor, y: Tensor, scale: float) -> list[Layer]:
