@@ -140,6 +140,23 @@ class Acting(nn.Module):
         return x[:, :, :2].flatten(1, 2), x[:, :, 2:].flatten(1, 2)
 
 
+class Look(NamedTuple):
+    """What is seen of a still, once for a whole chunk."""
+
+    picture: Tensor
+    """(B, 3, H, W)."""
+    half: Tensor
+    """The same, `HALF` times smaller."""
+    beside: Tensor
+    """The decoder's own features of it, of the coarsest level that the mixer sees."""
+    tone: Tensor
+    """Its skin's colour, (B, 3, 1, 1); of a mixer without parts nothing, (B, 0)."""
+
+    def of(self, which: int) -> Look:
+        """One stream's."""
+        return Look(*(part[which : which + 1] for part in self))
+
+
 class Plan(NamedTuple):
     """How a picture is mixed."""
 
@@ -155,9 +172,8 @@ class Plan(NamedTuple):
     of the middle level's size."""
     share: Tensor
     """Logits of the mixture at the finest level."""
-    skin: tuple[Tensor, Tensor] | None = None
-    """Logits of where bare hands are, (N, 4, H, W) of the finest level's size, and the still's colour of them,
-    (N, 3, 1, 1)."""
+    bare: Tensor
+    """Logits of where bare hands are, as the mixture's: (N, 4, H, W)."""
 
 
 class ReferenceMixer(nn.Module):
@@ -185,42 +201,41 @@ class ReferenceMixer(nn.Module):
             assert head.bias is not None
             nn.init.constant_(head.bias, 0.0 if head is self.flow else -OWN)
 
-    def forward(
-        self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, beside_BCHW: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each;
-        `still_BCHW` (B, 3, H, W) and its own features of the first of those levels. Returns the mixture and the moved
-        still, both (N, 4 3, H, W)."""
-        plan = self.plan(own_NCHW, features, still_BCHW, beside_BCHW)
-        if plan.skin is not None:
-            own_NCHW = coloured(own_NCHW, *plan.skin)
-        return self.mix(own_NCHW, still_BCHW, plan.flow + plan.acted, plan.share, plan.tint)
+    def look(self, still_BCHW: Tensor, beside_BCHW: Tensor) -> Look:
+        """`still_BCHW` (B, 3, H, W) and its own features of the first of the last three levels."""
+        tone = still_BCHW.new_zeros(len(still_BCHW), 0) if self.skin is None else self.skin.of(still_BCHW)
+        return Look(still_BCHW, F.avg_pool2d(still_BCHW.float(), HALF), beside_BCHW, tone)
 
-    def plan(
-        self, own_NCHW: Tensor, features: list[Tensor], still_BCHW: Tensor, beside_BCHW: Tensor
-    ) -> Plan:
-        """What `mix` does, out of what `forward` takes."""
+    def forward(self, own_NCHW: Tensor, features: list[Tensor], look: Look) -> tuple[Tensor, Tensor]:
+        """`own_NCHW` (N, 4 3, H, W): four frames in the channels; `features`: of the last three levels, N of each.
+        Returns the mixture and the moved still, both (N, 4 3, H, W)."""
+        plan = self.plan(own_NCHW, features, look)
+        if self.skin is not None:
+            own_NCHW = coloured(own_NCHW, plan.bare, look.tone)
+        return self.mix(own_NCHW, look.picture, plan.flow + plan.acted, plan.share, plan.tint)
+
+    def plan(self, own_NCHW: Tensor, features: list[Tensor], look: Look) -> Plan:
+        """What `mix` and `coloured` do, out of what `forward` takes."""
         coarse, middle, fine = features
-        count = len(coarse) // len(beside_BCHW)
-        x = self.coarse(self.inward(torch.cat([coarse, beside_BCHW.repeat_interleave(count, 0)], 1)))
+        count = len(coarse) // len(look.beside)
+        x = self.coarse(self.inward(torch.cat([coarse, look.beside.repeat_interleave(count, 0)], 1)))
         x = self.middle(F.pixel_shuffle(self.up(x), 2) + self.across(middle))
         flow = self.flow(x)
         both = torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), fine], 1)
         share = self.share(both)
         if self.parts is None or self.acting is None or self.skin is None:
             never = flow.new_full((len(flow), clock.VIDEO_STRIDE, 1, 1), -100.0)
-            return Plan(flow, flow, torch.zeros_like(flow), never, share)
+            return Plan(flow, flow, torch.zeros_like(flow), never, share, never)
         size, of = (fine.shape[-2], fine.shape[-1]), self.parts(x, fine)
         first = self.parts.fit(flow, *of, size)
         with torch.no_grad():
             own = own_NCHW[:, :, ::HALF, ::HALF].float().unflatten(1, (clock.VIDEO_STRIDE, 3)).flatten(0, 1)
-            still = F.avg_pool2d(still_BCHW.float(), HALF).repeat_interleave(clock.VIDEO_STRIDE * count, 0)
+            half = look.half.repeat_interleave(clock.VIDEO_STRIDE * count, 0)
             by = rearrange(first, "n (f two) h w -> (n f) two h w", two=2)
-            moved = move(still, in_pixels(by, still.shape[-1]))
+            moved = move(half, in_pixels(by, half.shape[-1]))
         acted, off = self.acting(both, own, moved)
-        better = flow.float() + F.adaptive_avg_pool2d(off, flow.shape[-2:])
-        skin = self.skin.where(both), self.skin.of(still_BCHW).repeat_interleave(count, 0)
-        return Plan(first, self.parts.fit(better, *of, size), acted, self.acting.tint(x).float(), share, skin)
+        better = self.parts.fit(flow.float() + F.adaptive_avg_pool2d(off, flow.shape[-2:]), *of, size)
+        return Plan(first, better, acted, self.acting.tint(x).float(), share, self.skin.where(both))
 
     def mix(
         self, own_NCHW: Tensor, still_BCHW: Tensor, flow: Tensor, share: Tensor, tint: Tensor

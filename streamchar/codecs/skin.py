@@ -44,14 +44,14 @@ class Skin(nn.Module):
         return torch.tanh(self.colour(F.silu(self.seen(places))).float())
 
 
-def coloured(own_NCHW: Tensor, where_N4hw: Tensor, colour_N311: Tensor) -> Tensor:
+def coloured(own_NCHW: Tensor, where_N4hw: Tensor, tone_B311: Tensor) -> Tensor:
     """`own_NCHW` (N, 4 3, H, W), four frames in the channels, with that colour where the gates of these logits are
     open."""
     own_MCHW = own_NCHW.float().unflatten(1, (clock.VIDEO_STRIDE, 3)).flatten(0, 1)
     gate = ((where_N4hw.float().sigmoid() - CLOSED) / (1 - CLOSED)).clamp(min=0).flatten(0, 1)[:, None]
     mass = gate.sum((-2, -1), keepdim=True)
     mean = (gate * F.adaptive_avg_pool2d(own_MCHW, gate.shape[-2:])).sum((-2, -1), keepdim=True) / mass.clamp(min=1e-3)
-    shift = (colour_N311.repeat_interleave(clock.VIDEO_STRIDE, 0) - mean) * (mass / ENOUGH).clamp(max=1)
+    shift = (tone_B311.repeat_interleave(len(gate) // len(tone_B311), 0) - mean) * (mass / ENOUGH).clamp(max=1)
     return torch.addcmul(own_MCHW, enlarged(gate, own_MCHW), shift).unflatten(0, (-1, clock.VIDEO_STRIDE)).flatten(1, 2)
 
 

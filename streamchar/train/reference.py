@@ -157,24 +157,23 @@ class ReferenceTrainer(Trainer):
             with torch.set_grad_enabled(self.deep):
                 features = codec.decoder.features(codec.raw((latents + noise).to(self.device)))
                 own = codec.decoder.picture(features)
-                beside = codec.decoder.beside(codec.raw(cut.still_BC1HW.to(self.device)))
-            picture = cut.picture_BCHW.to(self.device)
-            plan = self.mixer.plan(own, features[-3:], picture, beside)
+            look = codec.decoder.look(codec.raw(cut.still_BC1HW.to(self.device)), cut.picture_BCHW.to(self.device))
+            assert look is not None, "given a still"
+            plan = self.mixer.plan(own, features[-3:], look)
             used = known_flow(cut, plan.flow + plan.acted) if cut.estimate else plan.flow + plan.acted
             miscoloured = torch.zeros((), device=self.device)
-            if plan.skin is not None:
-                miscoloured = self.miscoloured(cut, *plan.skin)
-                own = coloured(own, *(x.detach() for x in plan.skin))
-            mixed, moved = self.mixer.mix(own, picture, used, plan.share, plan.tint.detach())
-        assert moved is not None, "made with gradients"
+            if self.mixer.skin is not None:
+                miscoloured = self.miscoloured(cut, plan.bare, look.tone)
+                own = coloured(own, plan.bare.detach(), look.tone.detach())
+            mixed, moved = self.mixer.mix(own, look.picture, used, plan.share, plan.tint.detach())
         parts = (mixed, moved, own, plan.first, plan.flow, plan.acted, plan.tint)
         return [*(in_time(part, latents.shape[2]) for part in parts), miscoloured]
 
-    def miscoloured(self, cut: Cut, where_N4hw: Tensor, colour_N311: Tensor) -> Tensor:
+    def miscoloured(self, cut: Cut, where_N4hw: Tensor, tone_B311: Tensor) -> Tensor:
         """The loss of where hands are, and of their colour. An estimate's hand may be elsewhere: it is asked for the
         true place all the same, and learns how sure it can be."""
         where = in_time(where_N4hw.float(), cut.latents_BCKHW.shape[2])[:, 0]
-        off = (colour_N311.flatten(1)[:1] - cut.skin_B3.to(self.device)).abs().mean()
+        off = (tone_B311.flatten(1) - cut.skin_B3.to(self.device)).abs().mean()
         return BARE * F.binary_cross_entropy_with_logits(where, cut.bare_BThw.to(self.device)) + COLOUR * off
 
 
