@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamchar import clock
 from streamchar.codecs.component import fingerprint
-from streamchar.codecs.reference import Acting, Parts, ReferenceMixer, in_pixels, inverse
+from streamchar.codecs.reference import Acting, Parts, ReferenceMixer, in_pixels, inverse, toned
 from streamchar.codecs.skin import coloured
 from streamchar.codecs.video import ToonVideoCodec
 from streamchar.config.presets import paper, tiny
@@ -58,7 +58,8 @@ def test_a_new_mixer_is_all_but_the_decoders_own_picture(codec: ToonVideoCodec) 
         own, mixed, alone = plain.synthesise(z), wider.synthesise(z, still), plain.synthesise(still)
     torch.testing.assert_close(mixed, own + (1 - 0.9095) * (alone - own), atol=1e-3, rtol=0)
     assert widened(wider, reference=True) is wider
-    torch.testing.assert_close(widened(plain, reference=True, parts=2).synthesise(z, still), mixed, atol=1e-3, rtol=0)
+    coloured_too = widened(plain, reference=True, parts=2).synthesise(z, still)
+    assert (coloured_too - mixed).abs().mean() < 0.3 * (alone - own).abs().mean()
 
 
 def test_without_a_mixer_the_still_is_not_used() -> None:
@@ -270,7 +271,7 @@ def test_a_blush_is_a_colour_of_the_moved_still() -> None:
     assert float(added[:, :, 0, 40:].std()) < 0.1 < float(grain.std())
 
 
-def test_a_hand_takes_its_characters_colour_and_keeps_its_shading() -> None:
+def test_a_hand_takes_its_characters_colour_and_keeps_its_shape() -> None:
     """A dark hand of stripes, beside a fair character, where the gate says so; and nothing elsewhere, nor where all
     that is said to be a hand is a speck."""
     stripes = torch.tensor([-0.1, 0.1]).repeat(32).expand(64, 64)
@@ -278,11 +279,12 @@ def test_a_hand_takes_its_characters_colour_and_keeps_its_shading() -> None:
     own[..., 16:32, 16:32] = -0.5 + stripes[16:32, 16:32]
     where, fair = torch.full((1, 4, 16, 16), -8.0), torch.tensor([0.6, 0.4, 0.2]).view(1, 3, 1, 1)
     where[:, :3, 4:8, 4:8] = 8.0  # the fourth frame has none
-    made = (coloured(own, where, fair) - own).unflatten(1, (4, 3))
-    hand, inside = made[:, :3], made[:, :3, :, 20:28, 20:28]
-    assert made[:, 3].abs().max() < 1e-3 and hand[..., 40:, 40:].abs().max() < 1e-3
-    wanted = (fair.view(3) + 0.5)[None, None, :, None, None]
-    assert (inside - wanted).abs().max() < 0.02  # one shift: stripes stay
+    made = coloured(own, where, fair).unflatten(1, (4, 3))
+    off, inside = made - own.unflatten(1, (4, 3)), made[:, :3, :, 20:28, 20:28]
+    assert off[:, 3].abs().max() < 1e-3 and off[..., 40:, 40:].abs().max() < 1e-3
+    assert (inside.mean((-2, -1)) - fair.view(3)).abs().max() < 0.02
+    assert float(inside.std((-2, -1)).mean()) < 0.3 * float(stripes.std())
+    wanted = fair.view(3) + 0.5
     where = torch.full((1, 4, 16, 16), -8.0)
     where[..., 5, 5] = 0.0
     speck = (coloured(own, where, fair) - own).abs().max()
@@ -309,6 +311,20 @@ def test_where_hands_are_and_their_colour_are_learned(codec: ToonVideoCodec) -> 
     assert float(trainer.mixture(piece, draw)[-1].detach()) < 0.4 * before
     found = trainer.mixer.skin.of(grey[:, :, 0]).detach().flatten()
     torch.testing.assert_close(found, torch.tensor([0.5, 0.2, -0.4]), atol=0.15, rtol=0)
+
+
+def test_the_own_picture_takes_the_stills_colours_where_both_are_alike() -> None:
+    """All a little too yellow, but for a hand in front of the still: that says nothing, and is corrected as what is
+    around it."""
+    moved = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
+    yellow = torch.tensor([0.06, 0.03, -0.06]).view(3, 1, 1)
+    own = moved + yellow
+    own[..., 24:40, 24:40] = -0.8
+    lacking, added = toned(own, moved, torch.full((1, 4, 8, 8), -30.0))
+    assert (lacking + yellow).abs().max() < 0.025 and added.abs().max() < 1e-6
+    lacking, added = toned(moved - 1.0, moved, torch.full((1, 4, 8, 8), 30.0))
+    assert lacking.abs().max() < 1e-3, "another picture altogether"
+    torch.testing.assert_close(added, torch.full_like(added, -1.0), atol=1e-3, rtol=0)
 
 
 def test_training_learns_stores_and_resumes(folders: Path, tmp_path: Path) -> None:
@@ -382,9 +398,8 @@ def test_what_a_face_and_hands_do_is_left_to_the_decoder() -> None:
     off[..., 60:70, 45:47] = off[..., 34:36, 30:40] = 0.5  # a lip, a lid's edge
     found = training.acts(mask[None, None], off)[0, 0]
     assert found[65, 50] == 1 and found[65, 56] == 0 and not found[30:40].any()
-    off[..., 27:42, 58:73] = 0.5  # an eye that is shut
-    found = training.acts(mask[None, None], off)[0, 0]
-    assert found[31:40, 60:70].all() and not found[30:40, :45].any()
+    off[..., 27:42, 58:73] = 0.5  # an eye that is shut is the still's lid, moved
+    assert not training.acts(mask[None, None], off)[0, 0][20:45].any()
     assert mask[50, 32] == mask[69, 68] == CHEEK and mask[50, 25] == mask[50, 75] == 0  # a blush
 
 

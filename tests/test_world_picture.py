@@ -296,6 +296,26 @@ def test_the_still_moved_by_its_displacement_is_the_frame(speech):
         assert off < 0.6 * before, (number, off, before)
 
 
+def test_a_lid_that_comes_down_is_the_skin_above_it(speech):
+    """Half shut and all but shut: around the eyes the still, moved, is nearer to the frame than with its eyes open."""
+    for number in (103, 300, 302):
+        who = character(number)
+        track = plan(speech, Direction(mood="calm", gesture="still"), number, 48).slice(8, 40)
+        still = draw_frame(who, 256).float().expand(32, -1, -1, -1)
+        flows = {}
+        for shut in (0.0, 0.5, 0.9):
+            blinking = replace(track, blink=torch.full((32,), shut))
+            flows[shut] = displacement(who, blinking, 256)[0]
+            frames = render(who, blinking).float()
+            offs = [0.0, 0.0]
+            for t, eyes in enumerate(eye_boxes(who, track)):
+                for x0, y0, x1, y1 in eyes.round().int().tolist():
+                    for i, field in enumerate((flows[shut], flows[0.0])):
+                        made = move(still[t : t + 1], field[t : t + 1])[0]
+                        offs[i] += float((made - frames[t])[:, y0:y1, x0:x1].abs().mean())
+            assert shut == 0 or offs[0] < 0.75 * offs[1], (number, shut, offs)
+
+
 def test_bare_arms_are_where_their_colour_is_drawn(speech):
     """Cells that are said to be skin have its colour in the frame, the others have not; an arm at rest shows none."""
     for number in (101, 103, 107):

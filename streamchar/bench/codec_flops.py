@@ -74,9 +74,9 @@ def toon_video(codec: ToonVideoCodec, latent_size: tuple[int, int]) -> int:
         # twice: both sums and the maps, and these at every place
         total += 4 * frames * mixer.parts.count * (place * (9 + 6) + 18 + end * 6)
         total += _convs(mixer.skin.where, fine) + _convs(mixer.skin.seen, 1) + _convs(mixer.skin.colour, 1)
-        # a blush's colours and a hand's gate, laid on the picture down and across
+        # both pictures' colours of each other and a hand's gate, laid on the picture down and across
         high, wide = (n * codec.spatial_stride for n in latent_size)
-        for few, channels in ((place, 3), (end, 1)):
+        for few, channels in ((place, 6), (end, 1)):
             across = wide // math.isqrt(wide * high // few)
             total += 2 * frames * channels * (few * high + across * high * wide)
     return total

@@ -40,6 +40,9 @@ REACH = 0.2
 OWN = 3.0
 """Logit of the decoder's own picture at the start: 0.91 of the mixture."""
 SOURCES = 3
+ALIKE, AROUND, FEW = 0.15, 2, 0.05
+"""How far apart colours of [-1, 1] are that count as the same place's in two pictures, over how many places of 8 pixels
+to each side the difference is averaged, and which share of these says little."""
 STIFF = 0.003
 """How hard a part is to turn and to stretch: what its least squares add, in units of its own weight."""
 
@@ -249,18 +252,28 @@ class ReferenceMixer(nn.Module):
         still = still_BCHW.float().repeat_interleave(len(flow) // len(still_BCHW), 0)
         moved = move(still, in_pixels(flow, still.shape[-1]))
         own = own_NCHW.float().unflatten(1, (stride, 3)).flatten(0, 1)
-        tinted = moved if self.acting is None else moved + blush(own, moved, tint)
+        tinted = moved
+        if self.acting is not None:
+            lacking, added = toned(own, moved, tint)
+            own, tinted = own + lacking, moved + added
         shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
         mixed = torch.addcmul(torch.addcmul(own * shares[:, :1], tinted, shares[:, 1:2]), still, shares[:, 2:3])
         return mixed.unflatten(0, (-1, stride)).flatten(1, 2), moved.unflatten(0, (-1, stride)).flatten(1, 2)
 
 
-def blush(own_MCHW: Tensor, moved_MCHW: Tensor, tint_N4hw: Tensor) -> Tensor:
-    """(4 N, 3, H, W): what the moved still's colours, those of whole places, lack of the own picture's, by the gates
-    whose logits are `tint` (N, 4, h, w)."""
-    colours = (F.adaptive_avg_pool2d(x, tint_N4hw.shape[-2:]) for x in (own_MCHW, moved_MCHW))
-    added = tint_N4hw.float().sigmoid().flatten(0, 1)[:, None] * torch.sub(*colours)
-    return enlarged(added, moved_MCHW)
+def toned(own_MCHW: Tensor, moved_MCHW: Tensor, tint_N4hw: Tensor) -> tuple[Tensor, Tensor]:
+    """What both pictures are given of each other's colours, those of whole places (M, 3, H, W).
+
+    The own one what it lacks of the moved still's, around: a student's latents have a face a little yellower than it
+    is, which shows wherever its mouth is laid on the still. It is told by places that are alike in both, so a mouth
+    that is shut in one and open in the other says nothing. The moved still what it lacks of the own one's, by the gates
+    whose logits are `tint_N4hw`: a blush."""
+    own, moved = (F.adaptive_avg_pool2d(x, tint_N4hw.shape[-2:]) for x in (own_MCHW, moved_MCHW))
+    off = moved - own
+    alike = torch.exp(-off.square().sum(1, keepdim=True) / (2 * ALIKE**2))
+    reach = (2 * AROUND + 1, 1, AROUND)
+    lacking = F.avg_pool2d(alike * off, *reach) / (F.avg_pool2d(alike, *reach) + FEW)
+    return enlarged(lacking, own_MCHW), enlarged(tint_N4hw.float().sigmoid().flatten(0, 1)[:, None] * -off, own_MCHW)
 
 
 def in_pixels(flow: Tensor, side: int) -> Tensor:

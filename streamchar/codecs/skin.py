@@ -2,7 +2,8 @@
 
 A hand that comes up was in no still, and a few-step student gives it now the colour of one character, now of another.
 What colour it should have stands in the still: it is its skin's. So the decoder's own picture is given it: a gate says
-where bare skin of an arm or a hand is, and its mean colour there is moved to the still's. Shape and shading stay.
+where bare skin of an arm or a hand is; its mean colour there is moved to the still's, and what differs from that goes
+most of the way. The shape stays.
 
 Shape letters as in `codecs/video.py`; M = 4 N frames, h and w of the decoder's finest features.
 """
@@ -22,6 +23,8 @@ CLOSED = 0.1
 """A gate that is less open than this is shut."""
 ENOUGH = 4.0
 """Places that a hand has at least: what is smaller is coloured by less."""
+EVEN = 0.8
+"""How far what differs from the mean goes towards it: a drawn hand is of one colour, a student's of several."""
 NEVER = -6.0
 """The gate's logit at the start."""
 
@@ -51,8 +54,10 @@ def coloured(own_NCHW: Tensor, where_N4hw: Tensor, tone_B311: Tensor) -> Tensor:
     gate = ((where_N4hw.float().sigmoid() - CLOSED) / (1 - CLOSED)).clamp(min=0).flatten(0, 1)[:, None]
     mass = gate.sum((-2, -1), keepdim=True)
     mean = (gate * F.adaptive_avg_pool2d(own_MCHW, gate.shape[-2:])).sum((-2, -1), keepdim=True) / mass.clamp(min=1e-3)
-    shift = (tone_B311.repeat_interleave(len(gate) // len(tone_B311), 0) - mean) * (mass / ENOUGH).clamp(max=1)
-    return torch.addcmul(own_MCHW, enlarged(gate, own_MCHW), shift).unflatten(0, (-1, clock.VIDEO_STRIDE)).flatten(1, 2)
+    tone = tone_B311.repeat_interleave(len(gate) // len(tone_B311), 0)
+    wanted = torch.lerp(own_MCHW + (tone - mean) * (mass / ENOUGH).clamp(max=1), tone.expand_as(own_MCHW), EVEN)
+    mixed = torch.lerp(own_MCHW, wanted, enlarged(gate, own_MCHW).expand_as(own_MCHW))
+    return mixed.unflatten(0, (-1, clock.VIDEO_STRIDE)).flatten(1, 2)
 
 
 def enlarged(small: Tensor, like: Tensor) -> Tensor:
@@ -62,4 +67,4 @@ def enlarged(small: Tensor, like: Tensor) -> Tensor:
         F.interpolate(torch.eye(few, device=small.device)[None], size=many, mode="linear", align_corners=False)[0].T
         for many, few in zip(like.shape[-2:], small.shape[-2:], strict=True)
     )
-    return down @ small @ across.T
+    return (down @ small @ across.T).float()

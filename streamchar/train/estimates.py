@@ -221,9 +221,9 @@ def acting(boxes_TB4: np.ndarray, size: int) -> Tensor:
     """(T, H, W): `MOUTH` on the mouth (first box) and hands (the last), `EYE` on eyes and brows (the second and third,
     and above), `CHEEK` from eye to mouth, with room around; else 0.
 
-    What a student's estimate of a mouth or a hand lacks is not in the still either: the mean of both speaks less, and
-    that of an open eye and one that blinks is neither. So there the decoder's own picture is the target. Eyes that are
-    open are the still's, moved; a blush is a tint of it."""
+    What a student's estimate of a mouth or a hand lacks is not in the still either, and the mean of both speaks less,
+    or is half a hand. So there the decoder's own picture is the target. Eyes are the still's, moved, also in a
+    blink; a blush is a tint of it."""
     mask_THW = torch.zeros(len(boxes_TB4), size, size)
     for t, (mouth, left, right, *hands) in enumerate(boxes_TB4 * size):
         wide = 0.4 * (left[2] - left[0])

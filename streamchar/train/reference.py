@@ -51,13 +51,12 @@ ACTED, ROOM = 0.2, 6
 """How far a face that acts is from its still, and pixels beside that are its too."""
 MORE = 1.5
 """The acting flow is made larger by no more than this."""
+FAR = 6.0
+"""Pixels."""
 BARE, COLOUR = 1.0, 0.5
 """Weights of knowing where bare skin of arms is, and of its colour."""
 BLUSH = 1.0
 """Weight of knowing where cheeks are, which take the own picture's colours."""
-SHUT, ASLEEP = 13, 0.7
-"""An eye is shut where a square of so many pixels is by this much of its area not the still's: of the world's frames
-none with open eyes, all with shut ones, and nine of ten in between."""
 
 
 class ReferenceTrainer(Trainer):
@@ -96,7 +95,7 @@ class ReferenceTrainer(Trainer):
 
     def off(self, cut: Cut, mixed: Tensor, moved: Tensor, own: Tensor) -> Tensor:
         """The loss: how far from the picture; of a student's estimates, whose faces are smeared, how far in eyes and
-        brows from the still moved there, and from `own` where a mouth, a hand or a lid is not as in the still."""
+        brows from the still moved there, and from `own` where a mouth or a hand is not as in the still."""
         frames = wanted = cut.frames_BCTHW.to(self.device)
         if cut.estimate:
             acting = cut.acting_BTHW.to(self.device)
@@ -130,9 +129,10 @@ class ReferenceTrainer(Trainer):
 
     @torch.no_grad()
     def follow(self, cut: Cut, acted_B2Thw: Tensor) -> None:
-        """Update `along`."""
+        """Update `along`; what moves far, a lid that shuts, is something else."""
         wanted, found = cut.acted_B2Thw.to(self.device), in_pixels(acted_B2Thw.float(), cut.picture_BCHW.shape[-1])
-        found = F.adaptive_avg_pool3d(found, wanted.shape[-3:]) * cut.known_BThw[:, None].to(self.device)
+        counts = cut.known_BThw.to(self.device) * (wanted.abs().amax(1) < FAR)
+        found, wanted = F.adaptive_avg_pool3d(found, wanted.shape[-3:]) * counts[:, None], wanted * counts[:, None]
         now = (found * wanted).sum().item(), (wanted * wanted).sum().item()
         self.along = tuple(0.995 * old + new for old, new in zip(self.along, now, strict=True))  # type: ignore[assignment]
 
@@ -192,17 +192,14 @@ def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
 
 
 def acts(acting_BTHW: Tensor, off_B3THW: Tensor) -> Tensor:
-    """(B, T, H, W): whether a place is of a face's acting parts and the still is not as the frame there, with room
-    around; of an eye, where it is not at all, as in a blink."""
-    off = off_B3THW.abs().amax(1)
-    other = (off > ACTED).float()
-    most = (around(F.avg_pool2d, (off > 1.5 * ACTED).float(), SHUT // 2) > ASLEEP).float()
-    near, shut = (around(F.max_pool2d, x, room) > 0 for x, room in ((other, ROOM), (most, 2 * ROOM)))
-    return (near & (acting_BTHW == MOUTH)) | (shut & (acting_BTHW == EYE))
+    """(B, T, H, W): whether a place is of a mouth or a hand and the still is not as the frame there, with room
+    around."""
+    other = (off_B3THW.abs().amax(1) > ACTED).float()
+    return (around(F.max_pool2d, other, ROOM) > 0) & (acting_BTHW == MOUTH)
 
 
 def around(pool: Callable[..., Tensor], x_BTHW: Tensor, room: int) -> Tensor:
-    """`pool` over squares with `room` on each side: along rows, then columns, a seventh of the time."""
+    """`pool` over squares with `room` on each side: along rows, then columns, in a seventh of the time."""
     side = 2 * room + 1
     return pool(pool(x_BTHW, (1, side), 1, (0, room)), (side, 1), 1, (room, 0))
 

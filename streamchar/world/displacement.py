@@ -29,7 +29,7 @@ def displacement(
     """Where the reference frame shows what a frame shows: (T, 2, size / cell, size / cell), x and y in pixels from
     each cell's centre; how much of that is a face's acting, its brows, lids and gaze, in the same form; and
     (T, size / cell, size / cell), whether it is shown. It is not behind the character, nor where an arm is in front.
-    A mouth comes from where it rests, eyes that blink from where they are open."""
+    A mouth comes from where it rests; lids that are shut are the skin above them."""
     device = track.smile.device
     cast, scale = cast_of(who, size, str(device)), size / UNITS
     centres = (torch.arange(size // cell, device=device) + 0.5) * (cell / scale)

@@ -212,18 +212,23 @@ def brow_moved(
 def eye_moved(
     who: Character, head: Head, track: MotionTrack, rest: MotionTrack, side: int, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How far right of and below its place at rest what an eye shows is: lids as far as they are open, without a
-    blink, and the iris; in a field that ends around the eye."""
-    rx = head.eye_rx
+    """How far right of and below its place at rest what an eye shows is: lids as far as they are open, with their lines,
+    and the iris; in a field that ends around the eye. A lid that comes down is the skin above it, stretched."""
+    rx, ry = head.eye_rx, head.eye_ry
     u, v = _in_eye(who, head, side, x, y)
     profile = _arch((1 - (u / rx).square()).clamp(min=0), 0.4)
     inner = (1 - (u / rx).square().square()).clamp(min=0)
     (right, down), (right0, down0) = (_iris(head, t, side) for t in (track, rest))
-    now, home = ([-high * profile, low * profile] for high, low in (_opened(head, t) for t in (track, rest)))
-    ends = 1.17 * head.eye_ry * profile + 3.0, 0.84 * head.eye_ry * profile + 6.0
+    now, home = (
+        [lid * profile + _wide(t.blink) * (0.34 * ry - lid) * profile for lid in (-high, low)]
+        for t, (high, low) in ((t, _opened(head, t)) for t in (track, rest))
+    )
+    line = 1.3 + 0.55 * who.lashes
+    ends = 1.17 * ry * profile + 3.0 + line, 0.84 * ry * profile + 6.0
     iris = torch.minimum(torch.maximum(down.expand_as(v), now[0]), now[1])
-    knots = [-ends[0], now[0], iris, now[1], ends[1]]
-    moves = [torch.zeros_like(v), now[0] - home[0], (down - down0) * inner, now[1] - home[1], torch.zeros_like(v)]
+    knots = [-ends[0], now[0] - line, now[0], iris, now[1], ends[1]]
+    lids = [near - rested for near, rested in zip(now, home, strict=True)]
+    moves = [torch.zeros_like(v), lids[0], lids[0], (down - down0) * inner, lids[1], torch.zeros_like(v)]
     below = torch.zeros_like(v)
     for start, end, first, last in zip(knots, knots[1:], moves, moves[1:], strict=False):
         along = ((v - start) / (end - start).clamp(min=1e-3)).clamp(0, 1)
