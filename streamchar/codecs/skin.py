@@ -54,8 +54,8 @@ def coloured(own_NCHW: Tensor, where_N4hw: Tensor, tone_B311: Tensor) -> Tensor:
     gate = ((where_N4hw.float().sigmoid() - CLOSED) / (1 - CLOSED)).clamp(min=0).flatten(0, 1)[:, None]
     mass = gate.sum((-2, -1), keepdim=True)
     mean = (gate * F.adaptive_avg_pool2d(own_MCHW, gate.shape[-2:])).sum((-2, -1), keepdim=True) / mass.clamp(min=1e-3)
-    tone = tone_B311.repeat_interleave(len(gate) // len(tone_B311), 0)
-    wanted = torch.lerp(own_MCHW + (tone - mean) * (mass / ENOUGH).clamp(max=1), tone.expand_as(own_MCHW), EVEN)
+    tone, sure = tone_B311.repeat_interleave(len(gate) // len(tone_B311), 0), (mass / ENOUGH).clamp(max=1)
+    wanted = own_MCHW + sure * (tone - mean - EVEN * (own_MCHW - mean))
     mixed = torch.lerp(own_MCHW, wanted, enlarged(gate, own_MCHW).expand_as(own_MCHW))
     return mixed.unflatten(0, (-1, clock.VIDEO_STRIDE)).flatten(1, 2)
 
