@@ -29,6 +29,7 @@ from streamchar.errors import ConfigError, InputError
 
 HISTORY = 2  # latents before the present one that a time mixer sees
 MIXED_LEVELS = 2  # the coarsest levels, where the time mixers stand
+AT_ONCE = 3  # groups of a stream that are drawn together
 GROUP_CHANNELS = clock.VIDEO_STRIDE * 3
 
 
@@ -145,12 +146,15 @@ class Decoder(nn.Module):
     def groups(
         self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """The same one after the other, (1, 4 3, H, W) N times: behind the features nothing looks at another group, and
-        the pictures of all at once are 150 MiB of a chunk's peak."""
+        """The same, `AT_ONCE` of a stream after the other: behind the features nothing looks at another group, and the
+        pictures of all at once are 150 MiB of a chunk's peak."""
         features, latents = self.features(latents_BCKHW)[-3:], latents_BCKHW.shape[2]
         look = self.look(still_BC1HW, picture_BCHW)
-        for n in range(len(features[0])):
-            yield self._draw([f[n : n + 1] for f in features], None if look is None else look.of(n // latents))
+        for which in range(len(latents_BCKHW)):
+            mine = None if look is None else look.of(which)
+            for first in range(which * latents, (which + 1) * latents, AT_ONCE):
+                end = min(first + AT_ONCE, (which + 1) * latents)
+                yield from self._draw([f[first:end] for f in features], mine).split(1)
 
     def look(self, still_BC1HW: Tensor | None, picture_BCHW: Tensor | None = None) -> Look | None:
         """What the mixer sees of a still, from its raw latents and its picture; nothing, where there is none to use."""
