@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         self, latents_BCKHW: Tensor, still_BC1HW: Tensor | None = None, picture_BCHW: Tensor | None = None
     ) -> Iterator[Tensor]:
         """The same, `AT_ONCE` of a stream after the other: behind the features nothing looks at another group, and the
-        pictures of all at once are 150 MiB of a chunk's peak."""
+        pictures of all at once would be most of a chunk's peak of memory."""
         features, latents = self.features(latents_BCKHW)[-3:], latents_BCKHW.shape[2]
         look = self.look(still_BC1HW, picture_BCHW)
         for which in range(len(latents_BCKHW)):

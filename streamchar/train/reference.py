@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,7 +51,7 @@ ACTED, ROOM = 0.2, 6
 MORE = 1.5
 """The acting flow is made larger by no more than this."""
 FAR = 6.0
-"""Pixels."""
+"""Pixels; what acts by more, a lid that shuts, does not count for how much larger the flow is made."""
 BARE, COLOUR = 1.0, 0.5
 """Weights of knowing where bare skin of arms is, and of its colour."""
 BLUSH = 1.0
@@ -129,7 +128,7 @@ class ReferenceTrainer(Trainer):
 
     @torch.no_grad()
     def follow(self, cut: Cut, acted_B2Thw: Tensor) -> None:
-        """Update `along`; what moves far, a lid that shuts, is something else."""
+        """Update `along`."""
         wanted, found = cut.acted_B2Thw.to(self.device), in_pixels(acted_B2Thw.float(), cut.picture_BCHW.shape[-1])
         counts = cut.known_BThw.to(self.device) * (wanted.abs().amax(1) < FAR)
         found, wanted = F.adaptive_avg_pool3d(found, wanted.shape[-3:]) * counts[:, None], wanted * counts[:, None]
@@ -194,14 +193,10 @@ def known_flow(cut: Cut, flow_N8hw: Tensor) -> Tensor:
 def acts(acting_BTHW: Tensor, off_B3THW: Tensor) -> Tensor:
     """(B, T, H, W): whether a place is of a mouth or a hand and the still is not as the frame there, with room
     around."""
-    other = (off_B3THW.abs().amax(1) > ACTED).float()
-    return (around(F.max_pool2d, other, ROOM) > 0) & (acting_BTHW == MOUTH)
-
-
-def around(pool: Callable[..., Tensor], x_BTHW: Tensor, room: int) -> Tensor:
-    """`pool` over squares with `room` on each side: along rows, then columns, in a seventh of the time."""
-    side = 2 * room + 1
-    return pool(pool(x_BTHW, (1, side), 1, (0, room)), (side, 1), 1, (room, 0))
+    near, side = (off_B3THW.abs().amax(1) > ACTED).float(), 2 * ROOM + 1
+    for kernel, room in (((1, side), (0, ROOM)), ((side, 1), (ROOM, 0))):  # a square, in a seventh of its time
+        near = F.max_pool2d(near, kernel, 1, room)
+    return (near > 0) & (acting_BTHW == MOUTH)
 
 
 def train_reference(
